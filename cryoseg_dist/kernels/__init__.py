@@ -1,0 +1,1 @@
+"""Pure numerical functions: no I/O, no globals, arguments never changed."""

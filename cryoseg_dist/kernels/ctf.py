@@ -1,0 +1,127 @@
+"""The contrast transfer function.
+
+The sign is that of contrast-inverted (protein white) images: positive at low frequency. Underfocus is positive.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from cryoseg_dist.kernels.fourier import frequencies
+
+
+def wavelength(voltage: float) -> float:
+    """Relativistic electron wavelength in A.
+
+    Parameters
+    ----------
+    voltage : float
+        Acceleration voltage in kV.
+
+    Notes
+    -----
+    ``12.2643 / sqrt(V (1 + 0.978466e-6 V))`` with V in volts (Rohou & Grigorieff 2015).
+    """
+    volts = voltage * 1e3
+    return 12.2643247 / math.sqrt(volts * (1.0 + 0.978466e-6 * volts))
+
+
+def aberration_phase(
+    frequency: Tensor,
+    azimuth: Tensor,
+    defocus_u: Tensor,
+    defocus_v: Tensor,
+    defocus_angle: Tensor,
+    phase_shift: Tensor,
+    *,
+    voltage: float,
+    spherical_aberration: float,
+    amplitude_contrast: float,
+) -> Tensor:
+    """Phase ``chi`` in radians; the transfer function is ``sin(chi)``.
+
+    ``chi = pi lambda k^2 df(azimuth) - pi/2 lambda^3 Cs k^4 + phase_shift + asin(A)`` with
+    ``df = (U + V + (U - V) cos 2(azimuth - angle)) / 2`` (Rohou & Grigorieff 2015).
+
+    Parameters
+    ----------
+    frequency, azimuth : Tensor
+        Spatial frequency in 1/A and its angle from x in radians; broadcast with the rest.
+    defocus_u, defocus_v : Tensor
+        Defocus in A, underfocus positive.
+    defocus_angle, phase_shift : Tensor
+        Degrees.
+    voltage : float
+        kV.
+    spherical_aberration : float
+        mm.
+    amplitude_contrast : float
+        Fraction.
+    """
+    lam = wavelength(voltage)
+    k2 = frequency * frequency
+    angle = torch.deg2rad(defocus_angle)
+    defocus = 0.5 * (defocus_u + defocus_v + (defocus_u - defocus_v) * torch.cos(2.0 * (azimuth - angle)))
+    quartic = 0.5 * math.pi * lam**3 * spherical_aberration * 1e7
+    return (
+        math.pi * lam * k2 * defocus
+        - quartic * k2 * k2
+        + torch.deg2rad(phase_shift)
+        + math.asin(amplitude_contrast)
+    )
+
+
+def ctf(
+    size: int,
+    pixel_size: float,
+    defocus_u: Tensor,
+    defocus_v: Tensor,
+    defocus_angle: Tensor,
+    phase_shift: Tensor | None = None,
+    b_factor: Tensor | None = None,
+    *,
+    voltage: float,
+    spherical_aberration: float,
+    amplitude_contrast: float,
+) -> Tensor:
+    """Transfer functions on half spectra of square images.
+
+    Parameters
+    ----------
+    size : int
+        Image extent in pixels.
+    pixel_size : float
+        A.
+    defocus_u, defocus_v, defocus_angle : Tensor, shape (n,)
+        A, A, degrees.
+    phase_shift, b_factor : Tensor, shape (n,), optional
+        Degrees; A^2, applied as ``exp(-B k^2 / 4)``.
+
+    Returns
+    -------
+    Tensor, float32, shape (n, size, size // 2 + 1)
+    """
+    fy, fx = frequencies((size, size), defocus_u.device)
+    k = torch.sqrt(fx * fx + fy * fy) / pixel_size
+    azimuth = torch.atan2(fy, fx)
+
+    def column(values: Tensor) -> Tensor:
+        return values.to(torch.float32)[:, None, None]
+
+    phase = torch.zeros_like(defocus_u) if phase_shift is None else phase_shift
+    chi = aberration_phase(
+        k,
+        azimuth,
+        column(defocus_u),
+        column(defocus_v),
+        column(defocus_angle),
+        column(phase),
+        voltage=voltage,
+        spherical_aberration=spherical_aberration,
+        amplitude_contrast=amplitude_contrast,
+    )
+    out = torch.sin(chi)
+    if b_factor is not None:
+        out = out * torch.exp(-0.25 * column(b_factor) * k * k)
+    return out

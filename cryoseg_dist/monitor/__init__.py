@@ -1,0 +1,1 @@
+"""Events to Prometheus, to a log and to the terminal."""

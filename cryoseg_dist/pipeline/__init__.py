@@ -1,0 +1,1 @@
+"""Configuration, the graph of stages and the run."""

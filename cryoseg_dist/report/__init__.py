@@ -1,0 +1,1 @@
+"""Events and arrays to one HTML page."""

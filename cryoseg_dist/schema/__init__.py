@@ -1,0 +1,1 @@
+"""What the data are: arrays, columns, regions, settings and units of work."""

@@ -1,0 +1,1 @@
+"""Specimens and micrographs with known truth."""

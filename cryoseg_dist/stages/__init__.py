@@ -1,0 +1,1 @@
+"""One file a stage: plan and compute, never opening a file."""

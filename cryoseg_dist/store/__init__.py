@@ -1,0 +1,1 @@
+"""The Zarr project, its ledger and the network weights."""
