@@ -64,12 +64,7 @@ def aberration_phase(
     angle = torch.deg2rad(defocus_angle)
     defocus = 0.5 * (defocus_u + defocus_v + (defocus_u - defocus_v) * torch.cos(2.0 * (azimuth - angle)))
     quartic = 0.5 * math.pi * lam**3 * spherical_aberration * 1e7
-    return (
-        math.pi * lam * k2 * defocus
-        - quartic * k2 * k2
-        + torch.deg2rad(phase_shift)
-        + math.asin(amplitude_contrast)
-    )
+    return math.pi * lam * k2 * defocus - quartic * k2 * k2 + torch.deg2rad(phase_shift) + math.asin(amplitude_contrast)
 
 
 def ctf(

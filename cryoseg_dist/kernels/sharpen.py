@@ -30,9 +30,7 @@ class Guinier:
     intercept: float
 
 
-def guinier(
-    spectrum: Tensor, pixel_size: float, low_resolution: float, high_resolution: float
-) -> Guinier | None:
+def guinier(spectrum: Tensor, pixel_size: float, low_resolution: float, high_resolution: float) -> Guinier | None:
     """Fit ``ln F`` against ``1 / d^2``: the slope is ``B / 4`` (Rosenthal & Henderson 2003).
 
     Parameters

@@ -40,9 +40,7 @@ def matrix_to_euler(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     psi = torch.atan2(m[..., 1, 2], -m[..., 0, 2])
     tilt = torch.atan2(sb, m[..., 2, 2])
     up = m[..., 2, 2] > 0
-    at_pole = torch.where(
-        up, torch.atan2(-m[..., 1, 0], m[..., 0, 0]), torch.atan2(m[..., 1, 0], -m[..., 0, 0])
-    )
+    at_pole = torch.where(up, torch.atan2(-m[..., 1, 0], m[..., 0, 0]), torch.atan2(m[..., 1, 0], -m[..., 0, 0]))
     rot = torch.where(pole, torch.zeros_like(rot), rot)
     psi = torch.where(pole, at_pole, psi)
     return torch.rad2deg(rot), torch.rad2deg(tilt), torch.rad2deg(psi)

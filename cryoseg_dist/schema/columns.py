@@ -32,12 +32,8 @@ OPTICS = (
     Column("spherical_aberration", "rlnSphericalAberration", "float64", "mm", "Spherical aberration"),
     Column("amplitude_contrast", "rlnAmplitudeContrast", "float64", "", "Amplitude contrast fraction"),
     Column("pixel_size", "rlnImagePixelSize", "float64", "A", "Pixel size of the particle images"),
-    Column(
-        "micrograph_pixel_size", "rlnMicrographPixelSize", "float64", "A", "Pixel size of the micrographs"
-    ),
-    Column(
-        "original_pixel_size", "rlnMicrographOriginalPixelSize", "float64", "A", "Pixel size of the movies"
-    ),
+    Column("micrograph_pixel_size", "rlnMicrographPixelSize", "float64", "A", "Pixel size of the micrographs"),
+    Column("original_pixel_size", "rlnMicrographOriginalPixelSize", "float64", "A", "Pixel size of the movies"),
     Column("image_size", "rlnImageSize", "int64", "px", "Box of the particle images"),
     Column("image_dimensionality", "rlnImageDimensionality", "int64", "", "2 for images"),
     Column(
@@ -83,9 +79,7 @@ PARTICLES = (
     Column("random_subset", "rlnRandomSubset", "int64", "", "Half set, 1 or 2"),
     Column("log_likelihood", "rlnLogLikeliContribution", "float64", "", "Log-likelihood of the image"),
     Column("max_probability", "rlnMaxValueProbDistribution", "float64", "", "Largest pose probability"),
-    Column(
-        "n_significant_samples", "rlnNrOfSignificantSamples", "int64", "", "Poses that hold the posterior"
-    ),
+    Column("n_significant_samples", "rlnNrOfSignificantSamples", "int64", "", "Poses that hold the posterior"),
     Column("norm_correction", "rlnNormCorrection", "float64", "", "Scale applied to the image"),
     Column("group_name", "rlnGroupName", "str", "", "Noise group"),
 )

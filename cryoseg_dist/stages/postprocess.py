@@ -72,9 +72,7 @@ class PostprocessResult:
     mask_fraction: float
 
 
-def automatic_mask(
-    volume: Tensor, pixel_size: float, settings: PostprocessSettings, diameter: float | None
-) -> Tensor:
+def automatic_mask(volume: Tensor, pixel_size: float, settings: PostprocessSettings, diameter: float | None) -> Tensor:
     """Soft solvent mask of a map.
 
     The threshold is the larger of 15 % of the map's brightest robust value and three standard deviations of

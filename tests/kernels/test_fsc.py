@@ -74,10 +74,7 @@ def test_corrected_fsc_removes_the_correlation_of_a_tight_mask() -> None:
     start = int(crossing(unmasked, 0.8)) + 1
     generators = (torch.Generator().manual_seed(1), torch.Generator().manual_seed(2))
     random = fsc(
-        *(
-            to_fourier(randomise_phases(h, start, g) * mask, 3)
-            for h, g in zip(halves, generators, strict=True)
-        )
+        *(to_fourier(randomise_phases(h, start, g) * mask, 3) for h, g in zip(halves, generators, strict=True))
     )
     true = corrected_fsc(masked, random, start)
     assert float(true[14:].abs().mean()) < 0.2

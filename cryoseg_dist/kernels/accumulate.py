@@ -1,0 +1,307 @@
+"""Insertion of images into a volume's transform, and the map that follows.
+
+An accumulator is a float32 tensor of shape ``(m, m, m // 2 + 1, 3)``: real part, imaginary part and weight of each voxel
+of an unshifted half spectrum, ``m`` being the padded extent. Accumulators of disjoint particle sets add up.
+"""
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from cryoseg_dist.kernels.fourier import shell_mean, shells, to_real
+from cryoseg_dist.kernels.slices import gridding_profile
+
+
+def empty_accumulator(size: int, padding: int = 2, device: torch.device | str = "cpu") -> Tensor:
+    """An accumulator of zeros for images of ``size`` pixels; its extent is even."""
+    m = padded_extent(size, padding)
+    return torch.zeros((m, m, m // 2 + 1, 3), device=device)
+
+
+def padded_extent(size: int, padding: int) -> int:
+    """Extent of the padded grid."""
+    return size * padding
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _insert(
+    accumulator: np.ndarray,
+    images: np.ndarray,
+    weights: np.ndarray,
+    pose_image: np.ndarray,
+    rotations: np.ndarray,
+    shifts_px: np.ndarray,
+    pose_weight: np.ndarray,
+    ky: np.ndarray,
+    kx: np.ndarray,
+    size: int,
+    padding: int,
+) -> None:
+    m = accumulator.shape[0]
+    limit = m // 2 - 1
+    top = 0
+    for p in range(ky.shape[0]):
+        top = max(top, abs(ky[p]), kx[p])
+    phase_x = np.empty(top + 1, np.complex64)
+    phase_y = np.empty(2 * top + 1, np.complex64)
+    for q in range(pose_image.shape[0]):
+        i = pose_image[q]
+        w = pose_weight[q]
+        if w == 0.0:
+            continue
+        step_x = -2.0 * np.pi * shifts_px[q, 0] / size
+        step_y = -2.0 * np.pi * shifts_px[q, 1] / size
+        for k in range(top + 1):
+            phase_x[k] = np.complex64(np.exp(1j * step_x * k))
+        for k in range(-top, top + 1):
+            phase_y[k + top] = np.complex64(np.exp(1j * step_y * k))
+        ax, ay, az = rotations[q, 0, 0] * padding, rotations[q, 0, 1] * padding, rotations[q, 0, 2] * padding
+        bx, by, bz = rotations[q, 1, 0] * padding, rotations[q, 1, 1] * padding, rotations[q, 1, 2] * padding
+        for p in range(ky.shape[0]):
+            fx, fy = np.float32(kx[p]), np.float32(ky[p])
+            value = images[i, p] * phase_x[kx[p]] * phase_y[ky[p] + top]
+            re, im, wt = value.real * w, value.imag * w, weights[i, p] * w
+            x = ax * fx + bx * fy
+            y = ay * fx + by * fy
+            z = az * fx + bz * fy
+            if x < 0.0:
+                x, y, z, im = -x, -y, -z, -im
+            x0, y0, z0 = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+            if x0 > limit or abs(y0) > limit or abs(z0) > limit:
+                continue
+            dx, dy, dz = x - x0, y - y0, z - z0
+            for iz in range(2):
+                zz = z0 + iz
+                if zz < 0:
+                    zz += m
+                wz = dz if iz else 1.0 - dz
+                for iy in range(2):
+                    yy = y0 + iy
+                    if yy < 0:
+                        yy += m
+                    wzy = wz * (dy if iy else 1.0 - dy)
+                    near, far = wzy * (1.0 - dx), wzy * dx
+                    cell = accumulator[zz, yy]
+                    cell[x0, 0] += near * re
+                    cell[x0, 1] += near * im
+                    cell[x0, 2] += near * wt
+                    cell[x0 + 1, 0] += far * re
+                    cell[x0 + 1, 1] += far * im
+                    cell[x0 + 1, 2] += far * wt
+
+
+def _insert_torch(
+    accumulator: Tensor,
+    images: Tensor,
+    weights: Tensor,
+    pose_image: Tensor,
+    rotations: Tensor,
+    shifts_px: Tensor,
+    pose_weight: Tensor,
+    ky: Tensor,
+    kx: Tensor,
+    size: int,
+    padding: int,
+) -> None:
+    m = accumulator.shape[0]
+    width = m // 2 + 1
+    flat = accumulator.view(-1, 3)
+    fx, fy = kx.to(torch.float32), ky.to(torch.float32)
+    angle = (shifts_px[:, 0, None] * fx + shifts_px[:, 1, None] * fy) * (-2.0 * torch.pi / size)
+    values = images[pose_image] * torch.polar(pose_weight[:, None].expand_as(angle).contiguous(), angle)
+    k = (rotations[:, 0, :, None] * fx + rotations[:, 1, :, None] * fy) * padding
+    flip = k[:, 0] < 0
+    k = torch.where(flip[:, None], -k, k)
+    values = torch.where(flip, values.conj(), values)
+    data = torch.cat((torch.view_as_real(values), (weights[pose_image] * pose_weight[:, None])[..., None]), dim=-1)
+    base = torch.floor(k)
+    inside = (base[:, 0] <= m // 2 - 1) & (base[:, 1:].abs() <= m // 2 - 1).all(dim=1)
+    fraction, base = (k - base).permute(0, 2, 1)[inside], base.to(torch.int64).permute(0, 2, 1)[inside]
+    data = data[inside]
+    for dz in (0, 1):
+        for dy in (0, 1):
+            for dx in (0, 1):
+                corner = torch.tensor((dx, dy, dz), device=base.device)
+                w = torch.where(corner.bool(), fraction, 1.0 - fraction).prod(dim=-1)
+                at = base + corner
+                index = ((at[:, 2] % m) * m + at[:, 1] % m) * width + at[:, 0]
+                flat.index_add_(0, index, data * w[:, None])
+
+
+def insert(
+    accumulator: Tensor,
+    images: Tensor,
+    weights: Tensor,
+    rotations: Tensor,
+    shifts_px: Tensor,
+    ky: Tensor,
+    kx: Tensor,
+    *,
+    size: int,
+    padding: int = 2,
+    pose_image: Tensor | None = None,
+    pose_weight: Tensor | None = None,
+) -> None:
+    """Add central slices to an accumulator, in place, by trilinear scattering.
+
+    Parameters
+    ----------
+    accumulator : Tensor, float32, shape (m, m, m // 2 + 1, 3)
+        ``m = padding * size``.
+    images : Tensor, complex64, shape (b, p)
+        Transforms times CTF (over the noise power), at the pixels of ``slices.disc_pixels``.
+    weights : Tensor, float32, shape (b, p)
+        CTF squared (over the noise power).
+    rotations : Tensor, float32, shape (q, 3, 3)
+    shifts_px : Tensor, float32, shape (q, 2)
+        Origins (x, y) in pixels, added to the image.
+    ky, kx : Tensor, int64, shape (p,)
+    size : int
+        Extent of the unpadded image.
+    padding : int
+    pose_image : Tensor, int64, shape (q,), optional
+        Image of each pose; image ``i`` has pose ``i`` when not given.
+    pose_weight : Tensor, float32, shape (q,), optional
+        Posterior weight of each pose, one when not given.
+    """
+    q = rotations.shape[0]
+    device = accumulator.device
+    which = torch.arange(q, device=device) if pose_image is None else pose_image
+    share = torch.ones(q, device=device) if pose_weight is None else pose_weight
+    arguments = (accumulator, images, weights, which, rotations, shifts_px, share, ky, kx)
+    if device.type == "cpu":
+        _insert(*(t.contiguous().numpy() for t in arguments), size, padding)
+    else:
+        _insert_torch(*arguments, size, padding)
+
+
+def enforce_friedel(accumulator: Tensor) -> Tensor:
+    """Complete the plane ``x = 0``, where each Friedel pair was inserted on one side only.
+
+    Call once, after all insertions, before :func:`symmetrise`.
+    """
+    out = accumulator.clone()
+    plane = accumulator[:, :, 0]
+    mate = plane.flip((0, 1)).roll((1, 1), (0, 1)) * torch.tensor((1.0, -1.0, 1.0), device=plane.device)
+    out[:, :, 0] = plane + mate
+    return out
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _symmetrise(source: np.ndarray, out: np.ndarray, ops: np.ndarray, max_radius: float) -> None:
+    m = source.shape[0]
+    half = m // 2
+    limit = half - 1
+    r2 = max_radius * max_radius
+    for iz in range(m):
+        z = iz if iz < half else iz - m
+        for iy in range(m):
+            y = iy if iy < half else iy - m
+            for x in range(half):
+                if x * x + y * y + z * z > r2:
+                    continue
+                for s in range(ops.shape[0]):
+                    u = ops[s, 0, 0] * x + ops[s, 0, 1] * y + ops[s, 0, 2] * z
+                    v = ops[s, 1, 0] * x + ops[s, 1, 1] * y + ops[s, 1, 2] * z
+                    w = ops[s, 2, 0] * x + ops[s, 2, 1] * y + ops[s, 2, 2] * z
+                    sign = np.float32(1.0)
+                    if u < 0.0:
+                        u, v, w = -u, -v, -w
+                        sign = np.float32(-1.0)
+                    u0, v0, w0 = int(np.floor(u)), int(np.floor(v)), int(np.floor(w))
+                    if u0 > limit or abs(v0) > limit or abs(w0) > limit:
+                        continue
+                    du, dv, dw = np.float32(u - u0), np.float32(v - v0), np.float32(w - w0)
+                    one = np.float32(1.0)
+                    for jz in range(2):
+                        wz = dw if jz else one - dw
+                        if wz == 0.0:
+                            continue
+                        zz = (w0 + jz) % m
+                        for jy in range(2):
+                            wzy = wz * (dv if jy else one - dv)
+                            if wzy == 0.0:
+                                continue
+                            yy = (v0 + jy) % m
+                            for jx in range(2):
+                                f = wzy * (du if jx else one - du)
+                                cell = source[zz, yy, u0 + jx]
+                                out[iz, iy, x, 0] += f * cell[0]
+                                out[iz, iy, x, 1] += sign * f * cell[1]
+                                out[iz, iy, x, 2] += f * cell[2]
+
+
+def symmetrise(accumulator: Tensor, operators: Tensor, max_shell: float, padding: int = 2) -> Tensor:
+    """Sum an accumulator over a point group.
+
+    Parameters
+    ----------
+    accumulator : Tensor, float32, shape (m, m, m // 2 + 1, 3)
+        After :func:`enforce_friedel`.
+    operators : Tensor, shape (s, 3, 3)
+    max_shell : float
+        Radius in unpadded Fourier pixels beyond which the result is zero.
+
+    Returns
+    -------
+    Tensor, float32, of the same shape
+    """
+    if operators.shape[0] == 1:
+        return accumulator.clone()
+    source = accumulator.cpu().contiguous()
+    out = torch.zeros_like(source)
+    # Rounding keeps operators that map the grid onto itself exact.
+    ops = torch.round(operators.to(torch.float64) * 1e12) / 1e12
+    _symmetrise(source.numpy(), out.numpy(), ops.numpy(), max_shell * padding + 2.0)
+    return out.to(accumulator.device)
+
+
+def finish(
+    accumulator: Tensor,
+    size: int,
+    *,
+    padding: int = 2,
+    regularisation: Tensor | None = None,
+    max_shell: float | None = None,
+) -> Tensor:
+    """The map of an accumulator: divide by the weights, transform back, correct for the interpolation.
+
+    Parameters
+    ----------
+    accumulator : Tensor, float32, shape (m, m, m // 2 + 1, 3)
+        After :func:`enforce_friedel` (and :func:`symmetrise`).
+    size : int
+        Extent of the map.
+    padding : int
+    regularisation : Tensor, shape (size // 2 + 1,), optional
+        Added to the weights by shell: the inverse prior power ``1 / tau^2`` where weights are CTF squared over the noise power.
+    max_shell : float, optional
+        Frequencies beyond this radius are zero; the inscribed sphere when not given.
+
+    Returns
+    -------
+    Tensor, float32, shape (size, size, size)
+
+    Notes
+    -----
+    Weights below a thousandth of their shell's mean are raised to it (Scheres 2012), so that empty voxels stay finite.
+    """
+    m = accumulator.shape[0]
+    limit = (size - 1) // 2 if max_shell is None else max_shell
+    index = shells(m, 3, accumulator.device)
+    numerator = torch.view_as_complex(accumulator[..., :2].contiguous())
+    weight = accumulator[..., 2]
+    mean = shell_mean(weight, m, 3)
+    mean = torch.cat((mean, mean.new_zeros(int(index.max()) + 1 - mean.numel())))
+    total = weight
+    if regularisation is not None:
+        unpadded = torch.round(index.to(torch.float32) / padding).long().clamp(max=regularisation.numel() - 1)
+        total = total + regularisation.to(weight.device, weight.dtype)[unpadded]
+    total = torch.maximum(total, mean[index] / 1000.0)
+    usable = (total > 0) & (index <= limit * padding)
+    spectrum = torch.where(usable, numerator / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
+    padded = to_real(spectrum, m, 3)
+    before = m // 2 - size // 2
+    inner = padded[before : before + size, before : before + size, before : before + size]
+    return inner / gridding_profile(size, padding, inner.device)
