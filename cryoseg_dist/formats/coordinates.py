@@ -1,0 +1,44 @@
+"""Particle coordinates of other programs."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cryoseg_dist.errors import BadInputError
+from cryoseg_dist.formats.star import read_star, require
+
+
+def read_coordinates(path: Path) -> np.ndarray:
+    """Read particle centres: CSV (``x_px, y_px``), EMAN ``.box`` (corner, width, height) or STAR.
+
+    Returns
+    -------
+    ndarray, float64, shape (n, 2)
+        x (column) and y (row) in pixels of the micrograph.
+
+    Raises
+    ------
+    BadInputError
+        Missing file or columns.
+    """
+    where = str(path)
+    if not path.is_file():
+        raise BadInputError(where, "a coordinate file", "no such file")
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".star":
+            rows = read_star(path).rows
+            require(rows, ("coordinate_x", "coordinate_y"), where)
+            return rows[["coordinate_x", "coordinate_y"]].to_numpy(float)
+        if suffix == ".box":
+            corners = pd.read_csv(path, sep=r"\s+", header=None).to_numpy(float)
+            return corners[:, :2] + 0.5 * corners[:, 2:4]
+        table = pd.read_csv(path)
+    except (ValueError, IndexError, UnicodeDecodeError) as fault:
+        raise BadInputError(where, "a table of coordinates", str(fault)) from None
+    names = {c.strip().lower().replace("-", "").replace(" ", ""): c for c in table.columns}
+    for x, y in (("x_px", "y_px"), ("x", "y"), ("xcoordinate", "ycoordinate")):
+        if x in names and y in names:
+            return table[[names[x], names[y]]].to_numpy(float)
+    raise BadInputError(where, "columns x_px and y_px", ", ".join(map(str, table.columns)))

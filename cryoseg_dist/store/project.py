@@ -1,0 +1,178 @@
+"""The Zarr project: arrays whose shard is the write unit."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+
+from cryoseg_dist.errors import BadInputError, CryosegError
+from cryoseg_dist.schema.work import ArraySpec, Region
+
+SCHEMA_VERSION = 1
+
+
+class StoreError(CryosegError):
+    """The project on disk does not hold what was asked of it."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader or a crash sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class Project:
+    """A project folder: ``store.zarr`` with all arrays, ``ledger/``, ``runs/``, ``export/``.
+
+    Cheap to open, so that every worker opens its own; safe to use from several threads.
+
+    Parameters
+    ----------
+    root : Path
+        The folder; it is created when ``create`` is true.
+
+    Raises
+    ------
+    BadInputError
+        The folder is not a project, or was written by a newer version.
+    """
+
+    def __init__(self, root: Path, *, create: bool = False) -> None:
+        self.root = Path(root)
+        path = self.root / "store.zarr"
+        if create and not (path / "zarr.json").exists():
+            path.mkdir(parents=True, exist_ok=True)
+            zarr.create_group(str(path), attributes={"cryoseg_schema": SCHEMA_VERSION})
+        try:
+            self._group = zarr.open_group(str(path), mode="r+")
+        except FileNotFoundError:
+            raise BadInputError(
+                str(self.root), "a project folder", "no store.zarr in it", "`cryoseg run --project` makes one."
+            ) from None
+        version = self._group.attrs.get("cryoseg_schema")
+        if version != SCHEMA_VERSION:
+            raise BadInputError(str(self.root), f"schema version {SCHEMA_VERSION}", str(version), "Use the version that wrote it.")
+        self._arrays: dict[str, Any] = {}
+
+    @property
+    def export(self) -> Path:
+        """Folder of the files that others script against."""
+        return self.root / "export"
+
+    def ledger_path(self, run_id: str) -> Path:
+        """Journal of a stage run."""
+        return self.root / "ledger" / f"{run_id}.jsonl"
+
+    def create(self, spec: ArraySpec) -> None:
+        """Create an array; an equal one that exists is kept with its contents.
+
+        Raises
+        ------
+        StoreError
+            An array of that name but of another shape, dtype, chunk or shard extent exists.
+        """
+        if self.exists(spec.name):
+            held = self._array(spec.name)
+            found = (held.shape, str(held.dtype), held.chunks, held.shards)
+            wanted = (spec.shape, str(np.dtype(spec.dtype)), spec.chunks, spec.shards)
+            if found != wanted:
+                raise StoreError(f"{spec.name}: expected {wanted}, got {found}. Remove the run's folder to compute it anew.")
+            return
+        # Noise does not compress; labels and masks do.
+        compressed = np.dtype(spec.dtype).kind in "iub"
+        array = self._group.create_array(
+            spec.name,
+            shape=spec.shape,
+            dtype=spec.dtype,
+            chunks=spec.chunks,
+            shards=spec.shards,
+            compressors=ZstdCodec(level=3) if compressed else None,
+            dimension_names=spec.dims,
+            attributes={"unit": spec.unit, "doc": spec.doc, **spec.attributes},
+            config={"write_empty_chunks": True},
+        )
+        self._arrays[spec.name] = array
+
+    def exists(self, name: str) -> bool:
+        """Whether an array of that name was created."""
+        return name in self._arrays or (self.root / "store.zarr" / name / "zarr.json").exists()
+
+    def _array(self, name: str) -> Any:
+        if name not in self._arrays:
+            try:
+                self._arrays[name] = self._group[name]
+            except KeyError:
+                raise StoreError(f"{name}: expected an array in {self.root}, got none. Run its stage first.") from None
+        return self._arrays[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Extent of an array."""
+        return tuple(self._array(name).shape)
+
+    def attributes(self, name: str) -> dict[str, Any]:
+        """Attributes of an array."""
+        return dict(self._array(name).attrs)
+
+    def whole(self, name: str) -> Region:
+        """The region that covers an array."""
+        shape = self.shape(name)
+        return Region(name, (0,) * len(shape), shape)
+
+    def read(self, region: Region) -> np.ndarray:
+        """Read a region.
+
+        Raises
+        ------
+        StoreError
+            The array is missing or smaller than the region.
+        """
+        array = self._array(region.array)
+        if len(region.stop) != array.ndim or any(b > n for b, n in zip(region.stop, array.shape, strict=True)):
+            raise StoreError(f"{region.array}: expected a region inside {array.shape}, got stop {region.stop}.")
+        selection = tuple(slice(a, b) for a, b in zip(region.start, region.stop, strict=True))
+        return np.asarray(array[selection])
+
+    def write(self, region: Region, values: np.ndarray) -> None:
+        """Write whole shards.
+
+        Raises
+        ------
+        StoreError
+            The values have another shape than the region, or the region cuts a shard: two writers in one
+            shard would lose data silently.
+        """
+        array = self._array(region.array)
+        if values.shape != region.shape:
+            raise StoreError(f"{region.array}: expected values of shape {region.shape}, got {values.shape}.")
+        shards = array.shards or array.chunks
+        for axis, (a, b, s, n) in enumerate(zip(region.start, region.stop, shards, array.shape, strict=True)):
+            if a % s or (b % s and b != n):
+                raise StoreError(
+                    f"{region.array}: expected whole shards of {s} along axis {axis}, got {a}:{b} of {n}. "
+                    "Plan units that own their shards."
+                )
+        array[tuple(slice(a, b) for a, b in zip(region.start, region.stop, strict=True))] = values
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write a small JSON file below the project, atomically."""
+        write_atomically(self.root / name, json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Read a small JSON file below the project; None where there is none."""
+        path = self.root / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
