@@ -66,7 +66,9 @@ class Project:
             ) from None
         version = self._group.attrs.get("cryoseg_schema")
         if version != SCHEMA_VERSION:
-            raise BadInputError(str(self.root), f"schema version {SCHEMA_VERSION}", str(version), "Use the version that wrote it.")
+            raise BadInputError(
+                str(self.root), f"schema version {SCHEMA_VERSION}", str(version), "Use the version that wrote it."
+            )
         self._arrays: dict[str, Any] = {}
 
     @property
@@ -91,7 +93,9 @@ class Project:
             found = (held.shape, str(held.dtype), held.chunks, held.shards)
             wanted = (spec.shape, str(np.dtype(spec.dtype)), spec.chunks, spec.shards)
             if found != wanted:
-                raise StoreError(f"{spec.name}: expected {wanted}, got {found}. Remove the run's folder to compute it anew.")
+                raise StoreError(
+                    f"{spec.name}: expected {wanted}, got {found}. Remove the run's folder to compute it anew."
+                )
             return
         # Noise does not compress; labels and masks do.
         compressed = np.dtype(spec.dtype).kind in "iub"
