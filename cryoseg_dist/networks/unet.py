@@ -110,6 +110,7 @@ class UNet(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of images."""
         kept = []
         for level, block in enumerate(self.down):
             if level:

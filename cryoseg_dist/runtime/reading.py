@@ -1,0 +1,31 @@
+"""Resolving the reads of units, the same in every engine."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from cryoseg_dist.formats.images import read_images
+from cryoseg_dist.schema.work import ImageFile, Read
+from cryoseg_dist.store.project import Project
+
+
+def read(project: Project, source: Read) -> np.ndarray:
+    """Read a region of the store, images of a foreign file, or several of them joined along the first axis.
+
+    Raises
+    ------
+    BadInputError
+        A foreign file cannot be read.
+    StoreError
+        The store does not hold the region.
+    """
+    if isinstance(source, tuple):
+        return np.concatenate([read(project, part) for part in source])
+    if isinstance(source, ImageFile):
+        return read_images(source)
+    return project.read(source)
+
+
+def read_all(project: Project, sources: Mapping[str, Read]) -> dict[str, np.ndarray]:
+    """Read named inputs."""
+    return {name: read(project, source) for name, source in sources.items()}
