@@ -97,7 +97,7 @@ class Runner:
                             mark.worker,
                             mark.reason,
                             mark.record,
-                        )  # fmt: skip
+                        )
                     )
         ordered = [marks[unit.key] for unit in units]
         outcomes = Counter(str(mark.outcome) for mark in ordered)
