@@ -10,18 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from cryoseg_dist.errors import BadInputError
+from cryoseg_dist.kernels.normalise import robust_standardise
 from cryoseg_dist.kernels.rescale import fourier_rescale, rescale_ratio, rescaled_shape
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.schema.work import ArraySpec, ImageFile, Read, Region, Unit, UnitResult
 
-# Interquartile range of a normal distribution of standard deviation 1.
-NORMAL_IQR = 1.3489795
 FLOAT16_LIMIT = 6.0e4
 CHUNK_EXTENT = 512
-# Samples that the quantiles of an image are taken from.
-QUANTILE_SAMPLES = 1 << 20
 # Beyond this share of pixels, outliers are a feature (gold, a border), not the detector.
 MOST_OUTLIERS = 1e-3
 
@@ -202,17 +200,16 @@ def _header_fault(
     return None
 
 
-def robust_scale(image: np.ndarray) -> tuple[float, float]:
-    """Median and robust standard deviation (interquartile range / 1.349) of an image.
+def standardise(image: Tensor) -> tuple[Tensor, float, float]:
+    """Robustly standardised image, its median and deviation.
 
     Coarsely quantised images, whose quartiles may coincide, take the plain standard deviation.
     """
-    step = max(1, image.size // QUANTILE_SAMPLES)
-    # An odd step does not keep to one column of the detector.
-    sample = image.reshape(-1)[:: step | 1]
-    low, median, high = (float(v) for v in np.quantile(sample, (0.25, 0.5, 0.75)))
-    scale = (high - low) / NORMAL_IQR
-    return median, scale if scale > 0 else float(image.std(dtype=np.float64))
+    standard, middle, deviation = robust_standardise(image)
+    if deviation > 0:
+        return standard, middle, deviation
+    deviation = float(image.double().std())
+    return (standard / deviation if deviation > 0 else standard), middle, deviation
 
 
 def replace_outliers(image: np.ndarray, limit: float) -> tuple[np.ndarray, int]:
@@ -315,18 +312,15 @@ class IngestStage:
         image = stack[0].astype(np.float32)
         _check_pixels(image, where, self.settings)
         low, high = float(image.min()), float(image.max())
-        offset, scale = robust_scale(image)
-        image = (image - np.float32(offset)) / np.float32(scale)
+        standard, offset, scale = standardise(torch.from_numpy(image))
+        image = standard.numpy()
         n_hot = 0
         if self.settings.hot_pixel_sigma is not None:
             image, n_hot = replace_outliers(image, self.settings.hot_pixel_sigma)
         ratio = level_ratio(self.pixel_size, self.settings)
-        level = fourier_rescale(torch.from_numpy(image), ratio).numpy()
-        level_offset, level_scale = robust_scale(level)
-        if level_scale > 0:
-            level = (level - np.float32(level_offset)) / np.float32(level_scale)
+        level, level_offset, level_scale = standardise(fourier_rescale(torch.from_numpy(image), ratio))
         return UnitResult(
-            arrays={"micrograph": _to_half(image)[None], "level": _to_half(level)[None]},
+            arrays={"micrograph": _to_half(image)[None], "level": _to_half(level.numpy())[None]},
             record={
                 "path": where,
                 "index": int(unit.parameters["index"]),
