@@ -2,6 +2,8 @@
 
 import math
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,35 +87,60 @@ def put_pixels(values: Tensor, ky: Tensor, kx: Tensor, size: int) -> Tensor:
     return out
 
 
-def project_pixels(reference: Tensor, rotations: Tensor, ky: Tensor, kx: Tensor, padding: int = 2) -> Tensor:
-    """Sample central slices at given Fourier pixels by trilinear interpolation.
-
-    Parameters
-    ----------
-    reference : Tensor, complex64, shape (m, m, m // 2 + 1)
-        From :func:`prepare_volume`.
-    rotations : Tensor, shape (b, 3, 3)
-    ky, kx : Tensor, shape (p,)
-        Signed indices in the unpadded image.
-    padding : int
-        The padding the reference was prepared with.
-
-    Returns
-    -------
-    Tensor, complex64, shape (b, p)
-        Zero beyond the reference's Nyquist frequency.
-    """
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _project_pixels(
+    reference: np.ndarray, rotations: np.ndarray, ky: np.ndarray, kx: np.ndarray, padding: int, out: np.ndarray
+) -> None:
     m = reference.shape[0]
-    r = rotations.to(torch.float32)
+    limit = m // 2 - 1
+    for b in range(rotations.shape[0]):
+        ax, ay, az = rotations[b, 0, 0] * padding, rotations[b, 0, 1] * padding, rotations[b, 0, 2] * padding
+        bx, by, bz = rotations[b, 1, 0] * padding, rotations[b, 1, 1] * padding, rotations[b, 1, 2] * padding
+        for p in range(ky.shape[0]):
+            fx, fy = np.float32(kx[p]), np.float32(ky[p])
+            x = ax * fx + bx * fy
+            y = ay * fx + by * fy
+            z = az * fx + bz * fy
+            flip = x < 0.0
+            if flip:
+                x, y, z = -x, -y, -z
+            x0, y0, z0 = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+            if x0 > limit or abs(y0) > limit or abs(z0) > limit:
+                out[b, p] = 0.0
+                continue
+            dx, dy, dz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
+            y1, z1 = y0 + 1, z0 + 1
+            if y0 < 0:
+                y0 += m
+            if y1 < 0:
+                y1 += m
+            if z0 < 0:
+                z0 += m
+            if z1 < 0:
+                z1 += m
+            one = np.float32(1.0)
+            row00, row01, row10, row11 = reference[z0, y0], reference[z0, y1], reference[z1, y0], reference[z1, y1]
+            near = (row00[x0] * (one - dy) + row01[x0] * dy) * (one - dz) + (
+                row10[x0] * (one - dy) + row11[x0] * dy
+            ) * dz
+            x0 += 1
+            far = (row00[x0] * (one - dy) + row01[x0] * dy) * (one - dz) + (
+                row10[x0] * (one - dy) + row11[x0] * dy
+            ) * dz
+            value = near * (one - dx) + far * dx
+            out[b, p] = value.conjugate() if flip else value
+
+
+def _project_pixels_torch(reference: Tensor, rotations: Tensor, ky: Tensor, kx: Tensor, padding: int) -> Tensor:
+    m = reference.shape[0]
     x, y = kx.to(torch.float32) * padding, ky.to(torch.float32) * padding
-    k = r[:, 0, :, None] * x + r[:, 1, :, None] * y
+    k = rotations[:, 0, :, None] * x + rotations[:, 1, :, None] * y
     flip = k[:, 0] < 0
     k = torch.where(flip[:, None], -k, k)
     base = torch.floor(k)
-    f = k - base
     ix, iy, iz = base.to(torch.int64).unbind(1)
-    fx, fy, fz = f.unbind(1)
-    inside = (k.abs() < m // 2 - 1).all(dim=1)
+    fx, fy, fz = (k - base).unbind(1)
+    inside = (ix <= m // 2 - 1) & (iy.abs() <= m // 2 - 1) & (iz.abs() <= m // 2 - 1)
     ix = ix.clamp(max=m // 2 - 1)
     flat = torch.view_as_real(reference).reshape(-1, 2)
     width = m // 2 + 1
@@ -126,9 +153,34 @@ def project_pixels(reference: Tensor, rotations: Tensor, ky: Tensor, kx: Tensor,
             row = (z * m + (iy + dy) % m) * width + ix
             out += (wzy * (1.0 - fx))[..., None] * flat[row]
             out += (wzy * fx)[..., None] * flat[row + 1]
-    out = out * inside[..., None]
-    values = torch.view_as_complex(out)
+    values = torch.view_as_complex(out * inside[..., None])
     return torch.where(flip, values.conj(), values)
+
+
+def project_pixels(reference: Tensor, rotations: Tensor, ky: Tensor, kx: Tensor, padding: int = 2) -> Tensor:
+    """Sample central slices at given Fourier pixels by trilinear interpolation.
+
+    Parameters
+    ----------
+    reference : Tensor, complex64, shape (m, m, m // 2 + 1)
+        From :func:`prepare_volume`.
+    rotations : Tensor, shape (b, 3, 3)
+    ky, kx : Tensor, int64, shape (p,)
+        Signed indices in the unpadded image.
+    padding : int
+        The padding the reference was prepared with.
+
+    Returns
+    -------
+    Tensor, complex64, shape (b, p)
+        Zero beyond the reference's Nyquist frequency.
+    """
+    r = rotations.to(torch.float32).contiguous()
+    if reference.device.type != "cpu":
+        return _project_pixels_torch(reference, r, ky, kx, padding)
+    out = torch.empty((r.shape[0], ky.shape[0]), dtype=torch.complex64)
+    _project_pixels(reference.contiguous().numpy(), r.numpy(), ky.numpy(), kx.numpy(), padding, out.numpy())
+    return out
 
 
 def project(reference: Tensor, rotations: Tensor, size: int, padding: int = 2) -> Tensor:

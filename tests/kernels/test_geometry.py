@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cryoseg_dist.errors import SettingsError
-from cryoseg_dist.kernels import accumulate
+from cryoseg_dist.kernels import accumulate, slices
 from cryoseg_dist.kernels.fourier import shift, to_fourier, to_real
 from cryoseg_dist.kernels.fsc import fsc
 from cryoseg_dist.kernels.orientation_grid import (
@@ -158,6 +158,15 @@ def test_slices_are_the_projections_of_the_volume(size: int) -> None:
     for image, rotation in zip(images, rotations, strict=True):
         truth = flat_density(points @ rotation.T, size)
         assert float((image - truth).abs().max()) < 0.04 * float(truth.max())
+
+
+def test_numba_and_torch_slices_agree() -> None:
+    reference = prepare_volume(density(atoms(), 16))
+    ky, kx = disc_pixels(16, 8)
+    rotations = random_rotations(50, generator(4)).float()
+    one = slices.project_pixels(reference, rotations, ky, kx)
+    two = slices._project_pixels_torch(reference, rotations, ky, kx, 2)
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
 
 
 def test_disc_pixels_hold_each_friedel_pair_once() -> None:
