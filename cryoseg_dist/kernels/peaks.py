@@ -80,28 +80,42 @@ def suppress_close(y: Tensor, x: Tensor, min_distance: float) -> Tensor:
 
 
 def centroids(values: Tensor, rows: Tensor, columns: Tensor, radius_px: float) -> tuple[Tensor, Tensor]:
-    """Centres of mass of a map within a disc around given pixels."""
-    half = math.ceil(radius_px)
-    offset = torch.arange(-half, half + 1)
+    """Centres of mass (y, x) of a map within a soft disc around given pixels, which follows the mass once."""
+    half = math.ceil(radius_px) + 2
+    offset = torch.arange(-half, half + 1, device=values.device)
     dy, dx = torch.meshgrid(offset, offset, indexing="ij")
-    inside = (dy * dy + dx * dx <= radius_px * radius_px).flatten()
-    dy, dx = dy.flatten()[inside], dx.flatten()[inside]
+    dy, dx = dy.flatten().to(values.dtype), dx.flatten().to(values.dtype)
     padded = torch.nn.functional.pad(values, (half,) * 4)
-    weight = padded[rows[:, None] + dy + half, columns[:, None] + dx + half]
-    total = weight.sum(dim=1).clamp(min=1e-6)
-    return rows + (weight * dy).sum(dim=1) / total, columns + (weight * dx).sum(dim=1) / total
+    y_index = rows[:, None] + dy.long() + half
+    weight = padded[y_index, columns[:, None] + dx.long() + half]
+    y, x = torch.zeros_like(rows, dtype=values.dtype), torch.zeros_like(columns, dtype=values.dtype)
+    for _ in range(2):
+        # A rim of one pixel, so that a core is not cut on the side it is off by.
+        window = (radius_px + 1.0 - torch.hypot(dy - y[:, None], dx - x[:, None])).clamp(0.0, 1.0)
+        mass = weight * window
+        total = mass.sum(dim=1).clamp(min=1e-6)
+        y, x = (mass * dy).sum(dim=1) / total, (mass * dx).sum(dim=1) / total
+    return rows + y, columns + x
 
 
 def automatic_threshold(scores: Tensor, lowest: float, highest: float) -> float:
-    """Threshold that best splits scores into two groups (Otsu 1979), kept within bounds."""
-    if scores.numel() < 2:
+    """Score threshold with the best expected F1 over a whole set of micrographs.
+
+    A score estimates the probability that a peak is a particle. Keeping the ``n`` best then has the expected F1
+    ``2 sum_kept s / (n + sum s)``, which has one maximum (Lipton, Elkan & Naryanaswamy 2014). Unlike a split into
+    two groups it leaves a set without false peaks whole.
+
+    Parameters
+    ----------
+    scores : Tensor, shape (n,)
+        Scores of all candidates, in [0, 1].
+    lowest, highest : float
+        Bounds of the answer; ``lowest`` is the answer without candidates.
+    """
+    if scores.numel() == 0:
         return lowest
-    ordered = torch.sort(scores.to(torch.float64)).values
-    n = ordered.numel()
-    total = ordered.cumsum(0)
-    count = torch.arange(1, n, dtype=torch.float64)
-    low_mean = total[:-1] / count
-    high_mean = (total[-1] - total[:-1]) / (n - count)
-    between = count * (n - count) * (high_mean - low_mean).square()
-    split = int(between.argmax())
-    return float((0.5 * (ordered[split] + ordered[split + 1])).clamp(lowest, highest))
+    ordered = torch.sort(scores.to(torch.float64), descending=True).values
+    right = ordered.cumsum(0)
+    kept = torch.arange(1, len(ordered) + 1, dtype=torch.float64)
+    best = int((right / (kept + right[-1])).argmax())
+    return float(ordered[best].clamp(lowest, highest))
