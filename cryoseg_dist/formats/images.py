@@ -1,16 +1,15 @@
-"""Images of any foreign format."""
+"""Images of any foreign format, told apart by their content."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tifffile
 
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.formats.mrc import mrc_header, read_mrc
+from cryoseg_dist.formats.spider import is_spider, read_spider, spider_header
+from cryoseg_dist.formats.tiff import is_tiff, read_tiff, tiff_header
 from cryoseg_dist.schema.work import ImageFile
-
-TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,38 +30,33 @@ class ImageHeader:
     pixel_size: float | None
 
 
-def _is_tiff(path: Path) -> bool:
-    return path.name.lower().endswith(TIFF_SUFFIXES)
-
-
-def _tiff_pages(path: Path, sections: tuple[int, ...] | None) -> np.ndarray:
+def _first_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise BadInputError(str(path), "a file", "none", "Check the path.")
     try:
-        with tifffile.TiffFile(path) as handle:
-            pages = range(len(handle.pages)) if sections is None else sections
-            return np.stack([np.asarray(handle.pages[i].asarray()) for i in pages])
-    except (tifffile.TiffFileError, ValueError, OSError, IndexError) as fault:
-        raise BadInputError(str(path), "a readable TIFF", str(fault)) from None
+        with path.open("rb") as stream:
+            return stream.read(256)
+    except OSError as fault:
+        raise BadInputError(str(path), "a readable file", str(fault)) from None
 
 
 def image_header(path: Path) -> ImageHeader:
-    """Read what a file says of itself, without its pixels.
+    """Read what an MRC (plain or gzipped), TIFF or SPIDER file says of itself, without its pixels.
 
     Raises
     ------
     BadInputError
         Missing or unreadable file.
     """
-    if not path.is_file():
-        raise BadInputError(str(path), "a file", "none", "Check the path.")
-    if _is_tiff(path):
-        try:
-            with tifffile.TiffFile(path) as handle:
-                page = handle.pages[0]
-                return ImageHeader((len(handle.pages), *page.shape[:2]), str(page.dtype), None)
-        except (tifffile.TiffFileError, ValueError, OSError, IndexError) as fault:
-            raise BadInputError(str(path), "a readable TIFF", str(fault)) from None
-    shape, dtype, pixel, _ = mrc_header(path)
-    return ImageHeader(shape, dtype.name, pixel)
+    start = _first_bytes(path)
+    if is_tiff(start):
+        shape, dtype, pixel_size = tiff_header(path)
+        return ImageHeader(shape, dtype, pixel_size)
+    if is_spider(start):
+        spider = spider_header(path)
+        return ImageHeader(spider.shape, "float32", spider.pixel_size)
+    mrc = mrc_header(path)
+    return ImageHeader(mrc.shape, mrc.dtype.name, mrc.pixel_size)
 
 
 def read_images(source: ImageFile) -> np.ndarray:
@@ -78,11 +72,9 @@ def read_images(source: ImageFile) -> np.ndarray:
         Missing, damaged or short file.
     """
     path = Path(source.path)
-    if not path.is_file():
-        raise BadInputError(str(path), "a file", "none", "Check the path.")
-    if _is_tiff(path):
-        pages = _tiff_pages(path, source.sections)
-        if pages.ndim != 3:
-            raise BadInputError(str(path), "grey images", f"an array of shape {pages.shape}")
-        return pages
+    start = _first_bytes(path)
+    if is_tiff(start):
+        return read_tiff(path, source.sections)
+    if is_spider(start):
+        return read_spider(path, source.sections)
     return read_mrc(path, source.sections)

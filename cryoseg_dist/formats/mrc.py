@@ -2,6 +2,10 @@
 
 import gzip
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import mrcfile
@@ -11,36 +15,71 @@ from mrcfile.mrcinterpreter import MrcInterpreter
 from cryoseg_dist.errors import BadInputError
 
 MODES = {
-    0: np.dtype("i1"),
-    1: np.dtype("<i2"),
-    2: np.dtype("<f4"),
-    6: np.dtype("<u2"),
-    12: np.dtype("<f2"),
+    0: "i1",
+    1: "i2",
+    2: "f4",
+    6: "u2",
+    12: "f2",
 }
+FOUR_BIT_MODE = 101
 HEADER_BYTES = 1024
 # An extent beyond this is a lie in the header, not an image.
 LONGEST_AXIS = 1 << 20
+# Deflate shrinks no data further than this.
+LARGEST_GZIP_RATIO = 1032
+IMOD_STAMP = 1146047817
+LABEL = "cryoseg_dist"
 
 
-def _opened(path: Path) -> gzip.GzipFile | object:
-    with path.open("rb") as stream:
-        magic = stream.read(2)
-    return gzip.open(path, "rb") if magic == b"\x1f\x8b" else path.open("rb")
+@dataclass(frozen=True, slots=True)
+class MrcHeader:
+    """What an MRC file says of itself.
 
-
-def mrc_header(path: Path) -> tuple[tuple[int, int, int], np.dtype, float | None, int]:
-    """Read the header alone.
-
-    Returns
-    -------
+    Attributes
+    ----------
     shape : tuple of int
         Sections, rows, columns.
     dtype : numpy.dtype
-        With the file's byte order.
+        With the file's byte order; of the unpacked values in 4-bit files.
     pixel_size : float or None
         A; None where the header holds none that makes sense.
     offset : int
         Bytes before the data.
+    four_bit : bool
+        Two values a byte (mode 101), the lower half first; rows begin on whole bytes.
+    axes : tuple of int
+        Which of x, y, z (1, 2, 3) columns, rows and sections run along.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    pixel_size: float | None
+    offset: int
+    four_bit: bool = False
+    axes: tuple[int, int, int] = (1, 2, 3)
+
+    @property
+    def section_bytes(self) -> int:
+        """Bytes of a section on disk."""
+        _, ny, nx = self.shape
+        return ny * ((nx + 1) // 2) if self.four_bit else ny * nx * self.dtype.itemsize
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BufferedReader | gzip.GzipFile, bool]]:
+    """Stream of the plain bytes, and whether they are compressed on disk."""
+    with path.open("rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        if compressed:
+            with gzip.GzipFile(fileobj=stream) as plain:
+                yield plain, True
+        else:
+            yield stream, False
+
+
+def mrc_header(path: Path) -> MrcHeader:
+    """Read the header alone.
 
     Raises
     ------
@@ -49,36 +88,58 @@ def mrc_header(path: Path) -> tuple[tuple[int, int, int], np.dtype, float | None
     """
     where = str(path)
     try:
-        with _opened(path) as stream:  # type: ignore[attr-defined]
+        with _opened(path) as (stream, _):
             raw = stream.read(HEADER_BYTES)
     except (OSError, EOFError, zlib.error) as fault:
         raise BadInputError(where, "a readable MRC file", str(fault)) from None
     if len(raw) < HEADER_BYTES:
         raise BadInputError(where, "an MRC header of 1024 bytes", f"{len(raw)} bytes", "The file is cut short.")
-    order = ">" if raw[212:214] == b"\x11\x11" else "<"
+    order = _byte_order(raw)
+    if order is None:
+        mode = int(np.frombuffer(raw, "<i4", 4)[3])
+        raise BadInputError(where, "an MRC file of mode 0, 1, 2, 6, 12 or 101", f"mode {mode}")
     words = np.frombuffer(raw, dtype=f"{order}i4")
     nx, ny, nz, mode = (int(v) for v in words[:4])
-    if mode not in MODES:
-        swapped = np.frombuffer(raw, dtype=">i4" if order == "<" else "<i4")
-        if int(swapped[3]) in MODES and 0 < int(swapped[0]) < LONGEST_AXIS:
-            order = ">" if order == "<" else "<"
-            words = swapped
-            nx, ny, nz, mode = (int(v) for v in words[:4])
-        else:
-            raise BadInputError(where, "MRC mode 0, 1, 2, 6 or 12", f"mode {mode}")
     if not all(0 < n < LONGEST_AXIS for n in (nx, ny, nz)):
         raise BadInputError(where, "positive extents", f"{nx} x {ny} x {nz}", "The header is damaged.")
     extended = int(words[23])
     if extended < 0:
         raise BadInputError(where, "an extended header of 0 or more bytes", str(extended), "The header is damaged.")
-    cell = float(np.frombuffer(raw[40:44], dtype=f"{order}f4")[0])
+    dtype = np.dtype("u1") if mode == FOUR_BIT_MODE else np.dtype(f"{order}{MODES[mode]}")
+    if mode == 0 and int(words[38]) == IMOD_STAMP and not int(words[39]) & 1:
+        # Older IMOD wrote unsigned bytes in mode 0 and says so with a cleared flag.
+        dtype = np.dtype("u1")
+    cell = float(np.frombuffer(raw, dtype=f"{order}f4")[10])
     mx = int(words[7])
     pixel = cell / mx if mx > 0 and np.isfinite(cell) and cell > 0 else None
-    return (nz, ny, nx), MODES[mode].newbyteorder(order), pixel, HEADER_BYTES + extended
+    axes = (int(words[16]), int(words[17]), int(words[18]))
+    return MrcHeader(
+        (nz, ny, nx),
+        dtype,
+        pixel,
+        HEADER_BYTES + extended,
+        mode == FOUR_BIT_MODE,
+        axes if sorted(axes) == [1, 2, 3] else (1, 2, 3),
+    )
+
+
+def _byte_order(raw: bytes) -> str | None:
+    """Byte order under which mode and extents make sense, the one that the machine stamp names first."""
+    stamped = ">" if raw[212:214] == b"\x11\x11" else "<"
+    for order in (stamped, "<" if stamped == ">" else ">"):
+        nx, _, _, mode = (int(v) for v in np.frombuffer(raw, f"{order}i4", 4))
+        if (mode in MODES or mode == FOUR_BIT_MODE) and (order == stamped or 0 < nx < LONGEST_AXIS):
+            return order
+    return None
+
+
+def _unpack(packed: np.ndarray, columns: int) -> np.ndarray:
+    values = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:-1], -1)
+    return values[..., :columns]
 
 
 def read_mrc(path: Path, sections: tuple[int, ...] | None = None) -> np.ndarray:
-    """Read sections of an MRC file in its own dtype, native byte order.
+    """Read sections of an MRC file in its own dtype, native byte order; only those sections leave the disk.
 
     Parameters
     ----------
@@ -95,54 +156,86 @@ def read_mrc(path: Path, sections: tuple[int, ...] | None = None) -> np.ndarray:
     BadInputError
         A damaged or short file, or sections that it does not have. No memory is taken for what is not there.
     """
-    (nz, ny, nx), dtype, _, offset = mrc_header(path)
-    wanted = tuple(range(nz)) if sections is None else sections
-    if any(not 0 <= s < nz for s in wanted):
-        raise BadInputError(str(path), f"sections 1 to {nz}", f"section {max(wanted) + 1}")
-    section_bytes = ny * nx * dtype.itemsize
-    stream = _opened(path)
-    with stream:  # type: ignore[attr-defined]
-        compressed = isinstance(stream, gzip.GzipFile)
-        if not compressed and path.stat().st_size < offset + nz * section_bytes:
-            raise BadInputError(
-                str(path),
-                f"{offset + nz * section_bytes} bytes",
-                f"{path.stat().st_size}",
-                "The file is truncated; copy it again.",
-            )
-        parts = []
-        try:
-            for s in wanted:
-                stream.seek(offset + s * section_bytes)  # type: ignore[attr-defined]
-                data = stream.read(section_bytes)  # type: ignore[attr-defined]
-                if len(data) < section_bytes:
-                    raise BadInputError(str(path), f"{nz} sections", f"an end within section {s + 1}", "The file is truncated.")
-                parts.append(np.frombuffer(data, dtype=dtype).reshape(ny, nx))
-        except (OSError, EOFError, zlib.error) as fault:
-            raise BadInputError(str(path), "readable data", str(fault), "The file is damaged.") from None
-    return np.stack(parts).astype(dtype.newbyteorder("="), copy=False) if parts else np.empty((0, ny, nx), dtype)
+    header = mrc_header(path)
+    nz, ny, nx = header.shape
+    needed = header.offset + nz * header.section_bytes
+    width = (nx + 1) // 2 if header.four_bit else nx
+    try:
+        with _opened(path) as (stream, compressed):
+            held = path.stat().st_size
+            if needed > (held * LARGEST_GZIP_RATIO if compressed else held):
+                raise BadInputError(
+                    str(path), f"{needed} bytes", f"{held}", "The file is truncated or its header damaged."
+                )
+            wanted = tuple(range(nz)) if sections is None else sections
+            outside = [s for s in wanted if not 0 <= s < nz]
+            if outside:
+                raise BadInputError(str(path), f"sections 1 to {nz}", f"section {outside[0] + 1}")
+            data = np.empty((len(wanted), ny, width), dtype=header.dtype)
+            for first, count, position in _runs(wanted):
+                stream.seek(header.offset + first * header.section_bytes)
+                target = data[position : position + count].reshape(-1).view(np.uint8).data
+                done = 0
+                while done < len(target):
+                    got = stream.readinto(target[done:])
+                    if not got:
+                        at = first + done // header.section_bytes + 1
+                        raise BadInputError(
+                            str(path), f"{nz} sections", f"an end within section {at}", "The file is truncated."
+                        )
+                    done += got
+    except (OSError, EOFError, zlib.error) as fault:
+        raise BadInputError(str(path), "readable data", str(fault), "The file is damaged.") from None
+    if header.four_bit:
+        return _unpack(data, nx)
+    return data.astype(header.dtype.newbyteorder("="), copy=False)
+
+
+def _runs(sections: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
+    """Neighbouring sections joined: first section, count, position in the output."""
+    begin = 0
+    for i in range(1, len(sections) + 1):
+        if i == len(sections) or sections[i] != sections[i - 1] + 1:
+            yield sections[begin], i - begin, begin
+            begin = i
 
 
 def read_volume(path: Path) -> tuple[np.ndarray, float]:
-    """Read a map.
+    """Read a map; other orders of axes are brought to z, y, x.
 
     Returns
     -------
     volume : ndarray, float32, shape (z, y, x)
     pixel_size : float
         A; 1.0 where the header holds none.
+
+    Raises
+    ------
+    BadInputError
+        A missing or damaged file.
     """
-    _, _, pixel, _ = mrc_header(path)
-    return read_mrc(path).astype(np.float32), 1.0 if pixel is None else pixel
+    if not path.is_file():
+        raise BadInputError(str(path), "a map in MRC format", "no such file", "Check the path.")
+    header = mrc_header(path)
+    # Axis 0 of the data are sections (axes[2]), axis 1 rows, axis 2 columns.
+    along = header.axes[::-1]
+    volume = read_mrc(path).transpose([along.index(axis) for axis in (3, 2, 1)])
+    return np.ascontiguousarray(volume, dtype=np.float32), 1.0 if header.pixel_size is None else header.pixel_size
 
 
 def _finish_header(handle: MrcInterpreter, pixel_size: float) -> None:
     handle.voxel_size = pixel_size
-    handle.update_header_stats()
+    # In float64: mrcfile's own sums overflow on float16.
+    data = np.asarray(handle.data)
+    handle.header.dmin, handle.header.dmax = data.min(), data.max()
+    handle.header.dmean, handle.header.rms = data.mean(dtype=np.float64), data.std(dtype=np.float64)
+    handle.header.nlabl = 1
+    handle.header.label[:] = b""
+    handle.header.label[0] = LABEL
 
 
 def write_volume(path: Path, volume: np.ndarray, pixel_size: float) -> None:
-    """Write a map that ChimeraX and RELION open: mode 2, space group 1, origin 0.
+    """Write a map that ChimeraX and RELION open, atomically: mode 2, space group 1, origin 0.
 
     Parameters
     ----------
@@ -159,14 +252,22 @@ def write_volume(path: Path, volume: np.ndarray, pixel_size: float) -> None:
 
 
 def write_stack(path: Path, images: np.ndarray, pixel_size: float) -> None:
-    """Write an image or a stack of images in mode 2, or 6 for unsigned integers, 12 for float16.
+    """Write an image or a stack of images, atomically.
 
     Parameters
     ----------
     images : ndarray, shape (y, x) or (n, y, x)
+        int8 is written in mode 0, int16 1, uint16 6, float16 12, other floating point as float32 in mode 2.
     pixel_size : float
         A.
+
+    Raises
+    ------
+    ValueError
+        A dtype that MRC has no mode for.
     """
+    if images.dtype.kind == "f" and images.dtype != np.float16:
+        images = images.astype(np.float32, copy=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with mrcfile.new(str(partial), data=np.ascontiguousarray(images), overwrite=True) as handle:
@@ -182,4 +283,6 @@ def create_stack(path: Path, n: int, size: int, pixel_size: float) -> np.memmap:
     with mrcfile.new_mmap(str(path), shape=(n, size, size), mrc_mode=2, overwrite=True) as handle:
         handle.set_image_stack()
         handle.voxel_size = pixel_size
+        handle.header.nlabl = 1
+        handle.header.label[0] = LABEL
     return np.memmap(path, dtype="<f4", mode="r+", offset=HEADER_BYTES, shape=(n, size, size))
