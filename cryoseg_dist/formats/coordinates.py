@@ -33,12 +33,17 @@ def read_coordinates(path: Path) -> np.ndarray:
             return rows[["coordinate_x", "coordinate_y"]].to_numpy(float)
         if suffix == ".box":
             corners = pd.read_csv(path, sep=r"\s+", header=None).to_numpy(float)
+            if corners.shape[1] < 4:
+                raise BadInputError(where, "corner x, corner y, width, height", f"{corners.shape[1]} columns")
             return corners[:, :2] + 0.5 * corners[:, 2:4]
         table = pd.read_csv(path)
-    except (ValueError, IndexError, UnicodeDecodeError) as fault:
+    except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as fault:
         raise BadInputError(where, "a table of coordinates", str(fault)) from None
     names = {c.strip().lower().replace("-", "").replace(" ", ""): c for c in table.columns}
     for x, y in (("x_px", "y_px"), ("x", "y"), ("xcoordinate", "ycoordinate")):
         if x in names and y in names:
-            return table[[names[x], names[y]]].to_numpy(float)
-    raise BadInputError(where, "columns x_px and y_px", ", ".join(map(str, table.columns)))
+            try:
+                return table[[names[x], names[y]]].to_numpy(float)
+            except ValueError as fault:
+                raise BadInputError(where, f"numbers in {names[x]} and {names[y]}", str(fault)) from None
+    raise BadInputError(where, "columns x_px and y_px", ", ".join(map(str, table.columns))[:200])
