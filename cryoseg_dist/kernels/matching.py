@@ -1,0 +1,194 @@
+"""Likelihoods of poses: images against reference projections that all of them share.
+
+With ``A = X CTF / sigma^2`` and ``W = CTF^2 / sigma^2`` the log-likelihood of an image at rotation ``R`` and shift ``t`` is, up to a
+constant of the image, ``Re<A e^{-2 pi i k t}, P_R> - <W, |P_R|^2> / 2``: one matrix product over all images, shifts and rotations, and a
+small one without the shifts. Fourier pixels are those of ``slices.disc_pixels``, each Friedel pair once; ``sigma^2`` is the variance of
+one component (real or imaginary) of the noise.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """Images ready to be matched.
+
+    Attributes
+    ----------
+    data : Tensor, complex64, shape (b, p)
+        ``X CTF / sigma^2``.
+    weight : Tensor, float32, shape (b, p)
+        ``CTF^2 / sigma^2``.
+    """
+
+    data: Tensor
+    weight: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> "Observations":
+        return Observations(self.data[index], self.weight[index])
+
+    def within(self, n_pixels: int) -> "Observations":
+        """The first pixels alone: those of a smaller disc."""
+        return Observations(self.data[:, :n_pixels], self.weight[:, :n_pixels])
+
+
+def observe(images: Tensor, ctf: Tensor, noise: Tensor) -> Observations:
+    """Weight transforms for matching.
+
+    Parameters
+    ----------
+    images : Tensor, complex64, shape (b, p)
+    ctf : Tensor, float32, shape (b, p)
+    noise : Tensor, float32, shape (p,)
+        ``sigma^2`` at each pixel.
+    """
+    return Observations(images * (ctf / noise), ctf * ctf / noise)
+
+
+def shift_phases(shifts_px: Tensor, ky: Tensor, kx: Tensor, size: int) -> Tensor:
+    """Phase factors that add ``shifts_px`` (x, y) to an image; shape (t, 2) to complex64 (t, p)."""
+    angle = (shifts_px[:, 0, None] * kx + shifts_px[:, 1, None] * ky) * (-2.0 * torch.pi / size)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def as_real(values: Tensor) -> Tensor:
+    """Complex (..., p) to real (..., 2 p), real parts first."""
+    return torch.cat((values.real, values.imag), dim=-1)
+
+
+def correlate(observations: Observations, phases: Tensor, references: Tensor) -> Tensor:
+    """``Re<A e^{-2 pi i k t}, P_R>`` of all images, shifts and references.
+
+    Parameters
+    ----------
+    observations : Observations
+    phases : Tensor, complex64, shape (t, p)
+    references : Tensor, complex64, shape (r, p)
+
+    Returns
+    -------
+    Tensor, float32, shape (b, t, r)
+    """
+    shifted = as_real(observations.data[:, None] * phases)
+    b, t, n = shifted.shape
+    return (shifted.reshape(b * t, n) @ as_real(references).T).reshape(b, t, -1)
+
+
+def reference_energy(observations: Observations, references: Tensor) -> Tensor:
+    """``<W, |P_R|^2>``, shape (b, r)."""
+    return observations.weight @ references.abs().square().T
+
+
+def log_likelihood(
+    observations: Observations, phases: Tensor, references: Tensor, *, any_scale: bool = False
+) -> Tensor:
+    """Log-likelihood of all images, shifts and references, up to a constant of the image.
+
+    Parameters
+    ----------
+    any_scale : bool
+        Maximise over a positive scale of the reference for each image and pose, for references whose grey
+        scale is not that of the images.
+
+    Returns
+    -------
+    Tensor, float32, shape (b, t, r)
+    """
+    cross = correlate(observations, phases, references)
+    energy = reference_energy(observations, references)[:, None]
+    if any_scale:
+        return 0.5 * cross.clamp(min=0.0).square() / energy.clamp(min=1e-12)
+    return cross - 0.5 * energy
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best poses of each image so far, and the sum over all seen.
+
+    Attributes
+    ----------
+    score : Tensor, float32, shape (b, k)
+        Log-likelihood, best first.
+    shift, rotation : Tensor, int64, shape (b, k)
+        Indices.
+    log_sum : Tensor, float32, shape (b,)
+        Logarithm of the sum of the likelihoods of all poses seen.
+    """
+
+    score: Tensor
+    shift: Tensor
+    rotation: Tensor
+    log_sum: Tensor
+
+    def __getitem__(self, index: slice) -> "Best":
+        return Best(self.score[index], self.shift[index], self.rotation[index], self.log_sum[index])
+
+
+def search(
+    observations: Observations,
+    phases: Tensor,
+    reference_chunks: list[Tensor],
+    keep: int,
+    *,
+    any_scale: bool = False,
+) -> Best:
+    """Score all poses, chunk by chunk of references, never holding more than one chunk's scores.
+
+    Parameters
+    ----------
+    observations : Observations
+    phases : Tensor, complex64, shape (t, p)
+    reference_chunks : list of Tensor, complex64, shape (r_i, p)
+        Numbered through.
+    keep : int
+        Poses kept an image.
+    """
+    best: Best | None = None
+    first = 0
+    for references in reference_chunks:
+        score = log_likelihood(observations, phases, references, any_scale=any_scale)
+        n_references = references.shape[0]
+        flat = score.flatten(1)
+        top = flat.topk(min(keep, flat.shape[1]), dim=1)
+        found = Best(
+            top.values,
+            top.indices // n_references,
+            top.indices % n_references + first,
+            torch.logsumexp(flat, dim=1),
+        )
+        best = found if best is None else _merged(best, found, keep)
+        first += n_references
+    if best is None:
+        raise ValueError("no references")
+    return best
+
+
+def _merged(a: Best, b: Best, keep: int) -> Best:
+    score = torch.cat((a.score, b.score), dim=1)
+    top = score.topk(min(keep, score.shape[1]), dim=1)
+    return Best(
+        top.values,
+        torch.cat((a.shift, b.shift), dim=1).gather(1, top.indices),
+        torch.cat((a.rotation, b.rotation), dim=1).gather(1, top.indices),
+        torch.logaddexp(a.log_sum, b.log_sum),
+    )
+
+
+def significant(score: Tensor, log_sum: Tensor, share: float) -> Tensor:
+    """How many of the poses, best first, hold ``share`` of the posterior; at least one.
+
+    Parameters
+    ----------
+    score : Tensor, shape (b, k)
+        Best first.
+    log_sum : Tensor, shape (b,)
+
+    Returns
+    -------
+    Tensor, int64, shape (b,)
+    """
+    held = torch.exp(score - log_sum[:, None]).cumsum(dim=1)
+    return (held < share).sum(dim=1).add(1).clamp(max=score.shape[1])

@@ -1,0 +1,158 @@
+"""Folds of particles into Fourier space: the maximisation step of refinement and `cryoseg reconstruct`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cryoseg_dist.kernels.accumulate import empty_accumulator, enforce_friedel, finish, insert, symmetrise
+from cryoseg_dist.kernels.ctf import ctf
+from cryoseg_dist.kernels.fourier import shell_mean, to_fourier
+from cryoseg_dist.kernels.slices import disc_pixels, take_pixels
+from cryoseg_dist.kernels.so3 import euler_to_matrix
+from cryoseg_dist.kernels.symmetry import operators
+from cryoseg_dist.schema.optics import Optics
+from cryoseg_dist.schema.settings import Settings
+from cryoseg_dist.schema.work import Read, Unit
+
+# Images transformed at once, which bounds the memory of a fold beside its volume.
+BATCH = 256
+
+
+class ReconstructSettings(Settings):
+    """Reconstruction from known poses."""
+
+    padding: int = Field(default=2, ge=1, le=4)
+    """Oversampling of Fourier space."""
+    split_every: int = Field(default=4, ge=2)
+    """Partial sums merged at once."""
+    folds_per_worker: int = Field(default=2, ge=1)
+    """Partial sums a worker makes."""
+    wiener: float = Field(default=0.0, ge=0)
+    """Constant added to the weights, as a share of each shell's mean weight."""
+
+
+@dataclass(frozen=True)
+class FoldStage:
+    """Sums the central slices of a batch of particles.
+
+    A fold's parameters are ``half`` (0 or 1), ``ctf`` (n, 4): defocus U, V in A, angle and phase shift in degrees, and
+    ``poses`` (n, k, 12): rotation matrix, origin x, y in pixels, weight. ``poses`` may be an input array instead.
+
+    Attributes
+    ----------
+    optics : Optics
+    size : int
+        Extent of the images.
+    padding : int
+    noise : ndarray, float32, shape (2, size // 2 + 1), optional
+        Noise variance by half set and shell that slices are weighted with.
+    """
+
+    optics: Optics
+    size: int
+    padding: int = 2
+    noise: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        """Stage name."""
+        return "reconstruct"
+
+    @property
+    def shared_reads(self) -> Mapping[str, Read]:
+        """Nothing is shared."""
+        return {}
+
+    @property
+    def partial_shape(self) -> tuple[int, ...]:
+        """Extent of a partial sum."""
+        m = self.size * self.padding
+        return (m, m, m // 2 + 1, 3)
+
+    def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The sum over one fold, float32, of ``partial_shape``."""
+        images = inputs["images"]
+        poses = np.asarray(inputs["poses"] if "poses" in inputs else unit.parameters["poses"], dtype=np.float32)
+        transfer = torch.from_numpy(np.asarray(unit.parameters["ctf"], dtype=np.float32))
+        total = empty_accumulator(self.size, self.padding)
+        ky, kx = disc_pixels(self.size, self.size / 2)
+        inverse_noise = self._inverse_noise(int(unit.parameters.get("half", 0)), ky, kx)
+        for first in range(0, len(images), BATCH):
+            rows = slice(first, first + BATCH)
+            x = take_pixels(to_fourier(torch.from_numpy(images[rows].astype(np.float32))), ky, kx)
+            c = take_pixels(self._ctf(transfer[rows]), ky, kx)
+            pose = torch.from_numpy(poses[rows])
+            image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
+            used = pose[image, slot]
+            insert(
+                total,
+                x * (c * inverse_noise),
+                c * c * inverse_noise,
+                used[:, :9].reshape(-1, 3, 3),
+                used[:, 9:11],
+                ky,
+                kx,
+                size=self.size,
+                padding=self.padding,
+                pose_image=image,
+                pose_weight=used[:, 11],
+            )
+        return total.numpy()
+
+    def _ctf(self, transfer: Tensor) -> Tensor:
+        return ctf(
+            self.size,
+            self.optics.pixel_size,
+            *transfer.T,
+            voltage=self.optics.voltage,
+            spherical_aberration=self.optics.spherical_aberration,
+            amplitude_contrast=self.optics.amplitude_contrast,
+        )
+
+    def _inverse_noise(self, half: int, ky: Tensor, kx: Tensor) -> Tensor:
+        if self.noise is None:
+            return torch.ones(ky.shape)
+        shell = torch.round((ky * ky + kx * kx).float().sqrt()).long().clamp(max=self.size // 2)
+        return (1.0 / torch.from_numpy(self.noise[half]))[shell]
+
+
+def complete(total: np.ndarray, symmetry: str, size: int, padding: int) -> Tensor:
+    """Friedel mates and symmetry of a summed accumulator."""
+    accumulator = enforce_friedel(torch.from_numpy(total))
+    return symmetrise(accumulator, operators(symmetry), size / 2, padding)
+
+
+def relative_regularisation(accumulator: Tensor, size: int, padding: int, share: Tensor) -> Tensor:
+    """What to add to the weights of each shell for a Wiener filter: ``share`` times their mean.
+
+    Parameters
+    ----------
+    accumulator : Tensor
+    share : Tensor, shape (size // 2 + 1,)
+        Noise to signal ratio of the map, ``(1 - FSC) / FSC``.
+    """
+    mean = shell_mean(accumulator[..., 2], accumulator.shape[0], 3)
+    at = (torch.arange(size // 2 + 1) * padding).clamp(max=mean.numel() - 1)
+    return share.to(mean.dtype) * mean[at]
+
+
+def maps_of_halves(totals: list[Tensor], size: int, padding: int, wiener: float = 0.0) -> list[Tensor]:
+    """Unregularised (or lightly regularised) map of each half set."""
+    share = torch.full((size // 2 + 1,), wiener)
+    return [
+        finish(t, size, padding=padding, regularisation=relative_regularisation(t, size, padding, share))
+        for t in totals
+    ]
+
+
+def pose_table(rot: Any, tilt: Any, psi: Any, origin_x: Any, origin_y: Any, pixel_size: float) -> np.ndarray:
+    """Poses (n, 1, 12) of weight one from Euler angles in degrees and origins in A."""
+    angles = [torch.from_numpy(np.asarray(a, dtype=np.float64)) for a in (rot, tilt, psi)]
+    matrices = euler_to_matrix(*angles).flatten(1).numpy()
+    origins = np.stack((np.asarray(origin_x), np.asarray(origin_y)), axis=1) / pixel_size
+    return np.concatenate((matrices, origins, np.ones((len(matrices), 1))), axis=1)[:, None].astype(np.float32)

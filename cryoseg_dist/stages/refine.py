@@ -1,0 +1,247 @@
+"""Gold-standard refinement: the schedule, the maximisation step and convergence.
+
+One iteration is an expectation (``stages.refine_expectation``, on the workers) followed by an accumulation
+(``stages.reconstruct``); this module decides what comes next and makes the references. The half sets meet in the FSC
+and below the resolution at which they are joined, nowhere else.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cryoseg_dist.kernels.accumulate import finish
+from cryoseg_dist.kernels.fourier import shells, to_fourier, to_real
+from cryoseg_dist.kernels.fsc import crossing, fsc
+from cryoseg_dist.kernels.mask import soft_sphere
+from cryoseg_dist.kernels.orientation_grid import angular_step, random_perturbation
+from cryoseg_dist.kernels.sharpen import low_pass_shell
+from cryoseg_dist.schema.settings import Settings
+from cryoseg_dist.stages.reconstruct import relative_regularisation
+from cryoseg_dist.stages.refine_expectation import Sampling
+
+
+class RefineSettings(Settings):
+    """Maximum-likelihood refinement."""
+
+    initial_low_pass: float = Field(default=40.0, gt=0)
+    """Low pass in A of the first reference."""
+    max_iterations: int = Field(default=25, ge=1)
+    """Iterations at most."""
+    first_order: int = Field(default=2, ge=0, le=5)
+    """HEALPix order of the first grid (2: 15 degrees, twice as fine after oversampling)."""
+    local_order: int = Field(default=4, ge=2, le=7)
+    """HEALPix order from which poses are searched around the last ones."""
+    last_order: int = Field(default=6, ge=2, le=8)
+    """Finest HEALPix order."""
+    offset_range: float | None = Field(default=None, gt=0)
+    """Largest shift in A in the global search; a tenth of the diameter when not given."""
+    poses_kept: int = Field(default=16, ge=1, le=64)
+    """Poses of each particle that enter the map."""
+    share: float = Field(default=0.999, gt=0.5, lt=1)
+    """Share of the posterior that the finer pass covers."""
+    join_halves: float = Field(default=40.0, gt=0)
+    """Resolution in A below which the half sets share one map, so that both keep one orientation and hand."""
+    unit_size: int = Field(default=256, ge=1)
+    """Particles of a unit of work."""
+    seed: int = 0
+    """Seed of half sets and grids."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefineState:
+    """Where a refinement stands after an iteration.
+
+    Attributes
+    ----------
+    iteration : int
+        0 before the first.
+    order : int
+        HEALPix order of the next expectation.
+    resolution_shell : float
+        Where the FSC of the half maps falls below 0.143.
+    stalled : int
+        Iterations since the resolution last improved.
+    best_shell : float
+    square_shift : float
+        Mean squared change of the origins in px^2.
+    noise : tuple of tuple of float
+        Noise variance by half set and shell.
+    converged : bool
+    """
+
+    iteration: int
+    order: int
+    resolution_shell: float
+    stalled: int
+    best_shell: float
+    square_shift: float
+    noise: tuple[tuple[float, ...], ...]
+    converged: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RefineState":
+        """From :meth:`to_json`."""
+        return cls(**{**values, "noise": tuple(tuple(row) for row in values["noise"])})
+
+    def noise_array(self) -> np.ndarray:
+        """Noise variance, float32, shape (2, n_shells)."""
+        return np.asarray(self.noise, dtype=np.float32)
+
+
+def first_state(power: Tensor, size: int, pixel_size: float, settings: RefineSettings) -> RefineState:
+    """The state before the first iteration.
+
+    Parameters
+    ----------
+    power : Tensor, shape (size // 2 + 1,)
+        Mean power of the images by shell, which is nearly all noise.
+    """
+    noise = tuple((0.5 * power.clamp(min=1e-8)).tolist())
+    shell = size * pixel_size / settings.initial_low_pass
+    return RefineState(0, settings.first_order, shell, 0, 0.0, math.inf, (noise, noise))
+
+
+def sampling(state: RefineState, size: int, pixel_size: float, diameter: float, settings: RefineSettings) -> Sampling:
+    """How the next expectation samples poses.
+
+    The first pass uses the frequencies that its angular step can tell apart at the particle's edge, the second those
+    to a little beyond the resolution.
+    """
+    step = angular_step(state.order)
+    nyquist = (size - 1) // 2
+    margin = 4 + 0.15 * nyquist if state.iteration else 2
+    fine = min(nyquist, state.resolution_shell + margin)
+    displacement = math.radians(step) * 0.5 * diameter
+    coarse = min(fine, max(5.0, 1.2 * size * pixel_size / displacement))
+    local = state.order >= settings.local_order
+    range_px = (settings.offset_range or 0.1 * diameter) / pixel_size
+    if state.iteration and math.isfinite(state.square_shift):
+        # Five times the last change, as origins settle.
+        range_px = min(range_px, max(2.0, 5.0 * math.sqrt(0.5 * state.square_shift)))
+    step_px = min(max(0.5, 0.35 * size / fine), range_px)
+    if local:
+        range_px = min(range_px, 2.0 * step_px)
+    return Sampling(state.order, local, range_px, step_px, fine, coarse)
+
+
+def perturbation(state: RefineState, settings: RefineSettings) -> np.ndarray:
+    """The grid's rotation in the next expectation, shape (3, 3)."""
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + state.iteration)
+    return random_perturbation(state.order, generator).numpy()
+
+
+def noise_spectra(records: Sequence[Mapping[str, Any]], halves: Sequence[int], previous: np.ndarray) -> np.ndarray:
+    """Noise variance by half set and shell from the records of an expectation.
+
+    Shells without pixels keep their previous value.
+    """
+    out = previous.astype(np.float64).copy()
+    for half in (0, 1):
+        some = [r for r, h in zip(records, halves, strict=True) if h == half]
+        total = np.sum([r["noise"] for r in some], axis=0)
+        count = np.sum([r["count"] for r in some], axis=0)
+        out[half] = np.where(count > 0, total / np.maximum(count, 1), out[half])
+    return np.maximum(out, 1e-8).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Maximized:
+    """The maps of an iteration.
+
+    Attributes
+    ----------
+    references : tuple of Tensor
+        Regularised, joined at low resolution, flattened outside the particle: what the next expectation sees.
+    raw : tuple of Tensor
+        Unregularised half maps.
+    curve : Tensor, float64, shape (n // 2 + 1,)
+        FSC of the half maps inside a soft sphere.
+    """
+
+    references: tuple[Tensor, Tensor]
+    raw: tuple[Tensor, Tensor]
+    curve: Tensor
+
+
+def maximize(
+    totals: Sequence[Tensor], size: int, pixel_size: float, diameter: float, padding: int, settings: RefineSettings
+) -> Maximized:
+    """Half maps and next references from the completed accumulators of the two half sets."""
+    sphere = soft_sphere(size, min(0.5 * diameter / pixel_size, 0.5 * size - 4), 4.0)
+    raw = [finish(t, size, padding=padding) for t in totals]
+    curve = fsc(*(to_fourier(v * sphere, 3) for v in raw))
+    c = curve.clamp(0.001, 0.999)
+    filtered = [
+        to_fourier(
+            finish(t, size, padding=padding, regularisation=relative_regularisation(t, size, padding, (1.0 - c) / c)),
+            3,
+        )
+        for t in totals
+    ]
+    joined = 0.5 * (filtered[0] + filtered[1])
+    low = shells(size, 3) <= size * pixel_size / settings.join_halves
+    references = [to_real(torch.where(low, joined, f), size, 3) * sphere for f in filtered]
+    return Maximized((references[0], references[1]), (raw[0], raw[1]), curve)
+
+
+def starting_reference(volume: Tensor, pixel_size: float, diameter: float, settings: RefineSettings) -> Tensor:
+    """The first reference: low-passed, flattened outside the particle."""
+    size = volume.shape[-1]
+    sphere = soft_sphere(size, min(0.5 * diameter / pixel_size, 0.5 * size - 4), 4.0)
+    cutoff = size * pixel_size / settings.initial_low_pass
+    return to_real(low_pass_shell(to_fourier(volume, 3), cutoff, 2.0), size, 3) * sphere
+
+
+def next_state(
+    state: RefineState,
+    curve: Tensor,
+    noise: np.ndarray,
+    square_shift: float,
+    size: int,
+    pixel_size: float,
+    diameter: float,
+    settings: RefineSettings,
+) -> RefineState:
+    """Decide on the next iteration: finer when the resolution stalls, finished when finer brings nothing.
+
+    Poses are fine enough when a step moves the particle's edge by less than a quarter of the resolution.
+    """
+    shell = crossing(curve, 0.143)
+    improved = shell > state.best_shell + 0.5
+    stalled = 0 if improved else state.stalled + 1
+    order, converged = state.order, False
+    displacement = math.radians(0.5 * angular_step(order)) * 0.5 * diameter
+    fine_enough = displacement < 0.25 * size * pixel_size / shell or order >= settings.last_order
+    if stalled >= 1 and not fine_enough:
+        order, stalled = order + 1, 0
+    elif stalled >= 2 and fine_enough:
+        converged = True
+    return replace(
+        state,
+        iteration=state.iteration + 1,
+        order=order,
+        resolution_shell=shell,
+        stalled=stalled,
+        best_shell=max(shell, state.best_shell),
+        square_shift=square_shift,
+        noise=tuple(tuple(float(v) for v in row) for row in noise),
+        converged=converged or state.iteration + 1 >= settings.max_iterations,
+    )
+
+
+def half_sets(n: int, seed: int) -> np.ndarray:
+    """Random half set (0 or 1) of each of ``n`` particles, equal in number to within one."""
+    order = np.random.default_rng(seed).permutation(n)
+    out = np.zeros(n, dtype=np.int64)
+    out[order[n // 2 :]] = 1
+    return out

@@ -1,0 +1,327 @@
+"""The expectation step of refinement: posterior poses of a batch of particles."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cryoseg_dist.kernels.ctf import ctf
+from cryoseg_dist.kernels.fourier import to_fourier
+from cryoseg_dist.kernels.mask import soft_sphere
+from cryoseg_dist.kernels.matching import (
+    Observations,
+    log_likelihood,
+    observe,
+    search,
+    shift_phases,
+    significant,
+)
+from cryoseg_dist.kernels.orientation_grid import (
+    angular_step,
+    neighbours,
+    orientation_grid,
+    subdivide,
+)
+from cryoseg_dist.kernels.slices import disc_pixels, prepare_volume, project_pixels, take_pixels
+from cryoseg_dist.schema.optics import Optics
+from cryoseg_dist.schema.work import Read, Unit, UnitResult
+
+# Columns of a pose: rotation matrix (9), origin x, y in pixels, weight.
+POSE_COLUMNS = 12
+CTF_COLUMNS = ("defocus_u", "defocus_v", "defocus_angle", "phase_shift")
+# Particles matched at once, and references a matrix product: they bound the memory of a unit.
+BATCH, CHUNK = 48, 4096
+# Poses of the first pass that the second may refine, and their distinct rotations and shifts.
+CANDIDATES, MOST_ROTATIONS, MOST_SHIFTS = 256, 48, 12
+HALVES = ("half1", "half2")
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How densely poses are sampled in one iteration.
+
+    Attributes
+    ----------
+    order : int
+        HEALPix order of the first pass; the second is twice as fine.
+    local : bool
+        Search around each particle's last pose only.
+    shift_range_px, shift_step_px : float
+        Of the first pass, around the last origin; the second is twice as fine.
+    max_shell : float
+        Fourier pixels used in the second pass.
+    coarse_shell : float
+        Fourier pixels used in the first pass.
+    """
+
+    order: int
+    local: bool
+    shift_range_px: float
+    shift_step_px: float
+    max_shell: float
+    coarse_shell: float
+
+
+@dataclass(frozen=True)
+class ExpectationStage:
+    """Posterior poses of particles, given a map for each half set.
+
+    Attributes
+    ----------
+    optics : Optics
+        Of the particle images.
+    symmetry : str
+    diameter : float
+        A; images are masked softly beyond it.
+    sampling : Sampling
+    noise : ndarray, float32, shape (2, size // 2 + 1)
+        Noise variance of one component, a half set and shell.
+    perturbation : ndarray, shape (3, 3)
+        Rotation of the whole grid in this iteration.
+    poses_kept : int
+        Poses written a particle.
+    share : float
+        Posterior that the second pass must cover.
+    any_scale : bool
+        The maps' grey scale is not that of the images.
+    references : Mapping of str to Read
+        ``half1``, ``half2``: real-space maps.
+    """
+
+    optics: Optics
+    symmetry: str
+    diameter: float
+    sampling: Sampling
+    noise: np.ndarray
+    perturbation: np.ndarray
+    poses_kept: int
+    share: float
+    any_scale: bool
+    references: Mapping[str, Read]
+
+    @property
+    def name(self) -> str:
+        """Stage name."""
+        return "refine"
+
+    @property
+    def shared_reads(self) -> Mapping[str, Read]:
+        """The two maps."""
+        return self.references
+
+    def setup(self, shared: Mapping[str, np.ndarray], device: str) -> "_State":
+        """Transform the maps, and slice them at the coarse grid for a global search."""
+        volumes = [prepare_volume(torch.from_numpy(shared[h].astype(np.float32)).to(device)) for h in HALVES]
+        size = shared["half1"].shape[-1]
+        ky, kx = disc_pixels(size, size / 2, device)
+        square = ky * ky + kx * kx
+        n_fine, n_coarse = (
+            int((square <= shell * shell).sum()) for shell in (self.sampling.max_shell, self.sampling.coarse_shell)
+        )
+        state = _State(size, volumes, ky, kx, n_fine, n_coarse, torch.empty((0, 3, 3)), [[], []])
+        if self.sampling.local:
+            return state
+        grid = orientation_grid(self.sampling.order, self.symmetry, torch.from_numpy(self.perturbation)).float()
+        slices = [
+            [project_pixels(v, part, ky[:n_coarse], kx[:n_coarse]) for part in grid.to(device).split(CHUNK)]
+            for v in volumes
+        ]
+        return replace(state, grid=grid.to(device), slices=slices)
+
+    def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
+        """Poses of one batch of particles of one half set.
+
+        Unit parameters: ``half`` (0 or 1), ``ctf`` (n, 4) with the columns of ``CTF_COLUMNS``, and ``poses`` (n, 11) with
+        the last rotation and origin. Writes ``poses`` (n, poses_kept, 12). The record holds sums for the noise
+        spectrum and figures of the posterior.
+        """
+        images = torch.from_numpy(inputs["images"].astype(np.float32))
+        last = torch.from_numpy(np.asarray(unit.parameters["poses"], dtype=np.float32))
+        transfer = torch.from_numpy(np.asarray(unit.parameters["ctf"], dtype=np.float32))
+        half = int(unit.parameters["half"])
+        sums = _Sums(state.size // 2 + 1)
+        out = np.zeros((len(images), self.poses_kept, POSE_COLUMNS), dtype=np.float32)
+        for first in range(0, len(images), BATCH):
+            rows = slice(first, first + BATCH)
+            out[rows] = self._batch(images[rows], transfer[rows], last[rows], half, state, sums).numpy()
+        return UnitResult({"poses": out}, sums.record())
+
+    def _batch(
+        self, images: Tensor, transfer: Tensor, last: Tensor, half: int, state: "_State", sums: "_Sums"
+    ) -> Tensor:
+        size, n = state.size, state.n_fine
+        device = state.ky.device
+        mask = soft_sphere(size, 0.5 * self.diameter / self.optics.pixel_size, 5.0, 2)
+        transfer_functions = ctf(
+            size,
+            self.optics.pixel_size,
+            *(transfer[:, i].to(device) for i in range(4)),
+            voltage=self.optics.voltage,
+            spherical_aberration=self.optics.spherical_aberration,
+            amplitude_contrast=self.optics.amplitude_contrast,
+        )
+        c = take_pixels(transfer_functions, state.ky, state.kx)
+        # The last origin is applied once; shifts are searched around it.
+        centre = last[:, 9:11].to(device)
+        home = shift_phases(centre, state.ky, state.kx, size)
+        seen = take_pixels(to_fourier((images * mask).to(device)), state.ky, state.kx)[:, :n] * home[:, :n]
+        noise = torch.from_numpy(self.noise[half]).to(device)[state.shell]
+        observations = observe(seen, c[:, :n], noise[:n])
+        rotations, shifts, scores, log_sum = self._poses(observations, last, half, state)
+        weights = torch.exp(scores - log_sum[:, None])
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        whole = take_pixels(to_fourier(images.to(device)), state.ky, state.kx) * home
+        sums.add(whole, c, rotations, shifts, weights, scores, state, half, self.any_scale)
+        poses = torch.cat((rotations.flatten(2), shifts + centre[:, None], weights[..., None]), dim=2)
+        padded = torch.zeros((len(images), self.poses_kept, POSE_COLUMNS))
+        padded[:, : poses.shape[1]] = poses.cpu()
+        return padded
+
+    def _poses(
+        self, observations: Observations, last: Tensor, half: int, state: "_State"
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Best rotations (b, k, 3, 3), shifts in px (b, k, 2), their log-likelihoods, and the log of the whole sum."""
+        s, device = self.sampling, state.ky.device
+        ky, kx = state.ky[: state.n_fine], state.kx[: state.n_fine]
+        step, volume, n = angular_step(s.order), state.volumes[half], state.n_coarse
+        shifts = shift_grid(s.shift_range_px, s.shift_step_px).to(device)
+        phases = shift_phases(shifts, ky[:n], kx[:n], state.size)
+        children = subdivide(step).float().to(device)
+        sub_shifts = 0.25 * s.shift_step_px * torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]], device=device)
+        n_images, k = observations.data.shape[0], self.poses_kept
+        out_r = torch.eye(3, device=device).repeat(n_images, k, 1, 1)
+        out_t = torch.zeros((n_images, k, 2), device=device)
+        out_s = torch.full((n_images, k), -torch.inf, device=device)
+        log_sum = torch.zeros(n_images, device=device)
+        coarse = observations.within(n)
+        around = torch.from_numpy(self.perturbation).float().to(device) @ neighbours(step, 3.0 * step).float().to(
+            device
+        )
+        if not s.local:
+            everywhere = search(coarse, phases, state.slices[half], CANDIDATES, any_scale=self.any_scale)
+        for i in range(n_images):
+            one = observations[i : i + 1]
+            if s.local:
+                candidates = around @ last[i, :9].reshape(3, 3).to(device)
+                slices = [project_pixels(volume, candidates, ky[:n], kx[:n])]
+                found = search(coarse[i : i + 1], phases, slices, CANDIDATES, any_scale=self.any_scale)
+            else:
+                candidates, found = state.grid, everywhere[i : i + 1]
+            m = int(significant(found.score, found.log_sum, self.share)[0])
+            chosen_r = _first_distinct(found.rotation[0, :m], MOST_ROTATIONS)
+            chosen_t = _first_distinct(found.shift[0, :m], MOST_SHIFTS)
+            fine_r = (children @ candidates[chosen_r][:, None]).flatten(0, 1)
+            fine_t = (shifts[chosen_t][:, None] + sub_shifts).flatten(0, 1)
+            score = log_likelihood(
+                one,
+                shift_phases(fine_t, ky, kx, state.size),
+                project_pixels(volume, fine_r, ky, kx),
+                any_scale=self.any_scale,
+            )[0]
+            top = score.flatten().topk(min(k, score.numel()))
+            j = len(top.values)
+            out_r[i, :j], out_t[i, :j] = fine_r[top.indices % score.shape[1]], fine_t[top.indices // score.shape[1]]
+            out_s[i, :j] = top.values
+            log_sum[i] = torch.logsumexp(score.flatten(), 0)
+        return out_r, out_t, out_s, log_sum
+
+
+def _first_distinct(values: Tensor, most: int) -> Tensor:
+    """Distinct values in order of first appearance, at most so many."""
+    seen: dict[int, None] = dict.fromkeys(values.tolist())
+    return torch.tensor(list(seen)[:most], dtype=torch.int64, device=values.device)
+
+
+def shift_grid(extent_px: float, step_px: float) -> Tensor:
+    """Shifts (x, y) on a square grid within a circle, the zero shift first; shape (t, 2)."""
+    n = math.floor(extent_px / step_px + 1e-6)
+    axis = torch.arange(-n, n + 1, dtype=torch.float32) * step_px
+    grid = torch.cartesian_prod(axis, axis)
+    length = grid.norm(dim=1)
+    grid = grid[length <= extent_px + 1e-6]
+    return grid[torch.argsort(grid.norm(dim=1), stable=True)]
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a worker keeps in one iteration; pixels lie in the order of their radius."""
+
+    size: int
+    volumes: list[Tensor]
+    ky: Tensor
+    kx: Tensor
+    n_fine: int
+    n_coarse: int
+    grid: Tensor
+    slices: list[list[Tensor]]
+
+    @property
+    def shell(self) -> Tensor:
+        return torch.round((self.ky * self.ky + self.kx * self.kx).float().sqrt()).long().clamp(max=self.size // 2)
+
+
+class _Sums:
+    """Sums over a unit's particles for the noise spectrum and the figures of an iteration."""
+
+    # Poses that the residual is taken over; the rest hold next to nothing.
+    POSES = 4
+
+    def __init__(self, n_shells: int) -> None:
+        self.noise = torch.zeros(n_shells, dtype=torch.float64)
+        self.count = torch.zeros(n_shells, dtype=torch.float64)
+        self.n = 0
+        self.best = self.square_shift = self.log_likelihood = self.n_significant = 0.0
+
+    def add(
+        self,
+        images: Tensor,
+        transfer: Tensor,
+        rotations: Tensor,
+        shifts: Tensor,
+        weights: Tensor,
+        scores: Tensor,
+        state: _State,
+        half: int,
+        any_scale: bool,
+    ) -> None:
+        """Add a batch: ``images`` and ``transfer`` are (b, p) over the whole disc."""
+        b, n = images.shape[0], state.n_fine
+        k = min(self.POSES, weights.shape[1])
+        ky, kx = state.ky[:n], state.kx[:n]
+        top = weights[:, :k] / weights[:, :k].sum(dim=1, keepdim=True)
+        projections = project_pixels(state.volumes[half], rotations[:, :k].reshape(-1, 3, 3), ky, kx)
+        signal = transfer[:, None, :n] * projections.reshape(b, k, n)
+        phases = shift_phases(shifts[:, :k].reshape(-1, 2), ky, kx, state.size).reshape(b, k, n)
+        moved = images[:, None, :n] * phases
+        if any_scale:
+            scale = (moved * signal.conj()).real.sum(dim=(1, 2)) / signal.abs().square().sum(dim=(1, 2)).clamp(
+                min=1e-12
+            )
+            signal = signal * scale.clamp(min=0.0)[:, None, None]
+        residual = images.abs().square()
+        # Beyond the pixels that poses are found with, the whole power counts as noise.
+        residual[:, :n] = (top[..., None] * (moved - signal).abs().square()).sum(dim=1)
+        shell = state.shell.cpu()
+        self.noise.index_add_(0, shell, residual.sum(dim=0).double().cpu())
+        self.count.index_add_(0, shell, torch.full(shell.shape, 2.0 * b, dtype=torch.float64))
+        self.n += b
+        self.best += float(weights.amax(dim=1).sum())
+        self.square_shift += float((weights[..., None] * shifts.square()).sum())
+        self.log_likelihood += float(scores.amax(dim=1).sum())
+        self.n_significant += float((1.0 / weights.square().sum(dim=1)).sum())
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "noise": self.noise.tolist(),
+            "count": self.count.tolist(),
+            "n": self.n,
+            "max_probability": self.best,
+            "square_shift": self.square_shift,
+            "log_likelihood": self.log_likelihood,
+            "n_significant": self.n_significant,
+        }
