@@ -19,9 +19,14 @@ from cryoseg_dist.networks.unet import Architecture, UNet, fold_batch_norm
 from cryoseg_dist.networks.weight_map import separation_weights
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.store.weights import digest, read_weights, write_weights
-from cryoseg_dist.training.synthetic import CARBON, CONTAMINATION, PARTICLE, PARTICLE_PX, Sample
-
-CLASSES = ("background", "particle", "contamination", "carbon")
+from cryoseg_dist.training.sample import (
+    CARBON,
+    CLASSES,
+    CONTAMINATION,
+    PARTICLE,
+    PARTICLE_PX,
+    SampleSource,
+)
 
 
 class TrainSettings(Settings):
@@ -49,6 +54,8 @@ class TrainSettings(Settings):
     """Decay of the running average of the weights that is kept as the result."""
     checkpoint_every: int = Field(default=100, ge=1)
     """Batches between checkpoints."""
+    half_precision: bool = True
+    """Convolve in bfloat16, about twice as fast where the processor has it; the weights stay float32."""
     seed: int = 0
     """Seed of weights and patches."""
 
@@ -71,9 +78,6 @@ class TrainResult:
     iterations: int
     loss: float
     metrics: Mapping[str, float]
-
-
-SampleSource = Callable[[np.random.Generator, int], Sample]
 
 
 def batch_of(source: SampleSource, settings: TrainSettings, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,7 +217,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, iteration)
             network.train()
-            logits = network(images.contiguous(memory_format=torch.channels_last))
+            with torch.autocast("cpu", torch.bfloat16, enabled=settings.half_precision):
+                logits = network(images.contiguous(memory_format=torch.channels_last))
+            logits = logits.float()
             loss = segmentation_loss(logits, labels, weights, settings.dice_share)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
