@@ -99,7 +99,7 @@ def test_fsc_table_has_relions_labels_and_order(tmp_path: Path, shared_data: Pat
     write_fsc_star(tmp_path / "fsc.star", curves, SIZE, PIXEL, {"rlnFinalResolution": 8.0})
     ours = read_blocks(tmp_path / "fsc.star")
     theirs = read_blocks(shared_data / "bgal_empiar10204/relion31_reference/postprocess.star")
-    assert list(ours) == list(theirs) == ["general", "fsc"]
+    assert list(ours) == list(theirs)[:2] == ["general", "fsc"]
     assert list(ours["fsc"]) == list(theirs["fsc"])
 
 
