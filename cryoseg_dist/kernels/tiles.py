@@ -39,9 +39,9 @@ class Tiling:
     input_extent: Callable[[int], int]
 
 
-def padded_tiling(stride: int, margin: int) -> Tiling:
-    """Tiling of a network whose convolutions are padded, which sees ``margin`` pixels around an output pixel."""
-    halo = math.ceil(margin / stride) * stride
+def padded_tiling(stride: int, reach: int) -> Tiling:
+    """Tiling of a network of padded convolutions, whose output blocks see ``reach`` pixels beyond themselves."""
+    halo = math.ceil(reach / stride) * stride
     return Tiling(stride, halo, False, lambda output: output + 2 * halo)
 
 

@@ -45,9 +45,20 @@ class Architecture:
 
     @property
     def margin(self) -> int:
-        """Pixels lost on each side by valid convolutions, and by which a padded network sees beyond its output."""
+        """Pixels lost on each side by valid convolutions."""
         # Two 3x3 convolutions a level going down and up; each reaches 2**level pixels of the input.
         return sum(2 * 2**level * (1 if level == self.depth else 2) for level in range(self.depth + 1))
+
+    @property
+    def reach(self) -> int:
+        """Pixels by which a block of output, in phase with the pooling grid, sees beyond itself."""
+        low = 0
+        for _ in range(self.depth):
+            low = (low - 2) // 2  # Two convolutions, then the pixel's parent in the coarser level.
+        low -= 2
+        for _ in range(self.depth):
+            low = 2 * low - 2
+        return -low
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

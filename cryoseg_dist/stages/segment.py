@@ -109,7 +109,7 @@ def plan(run: str, ingest_run: str, micrographs: Sequence[int], classes: int, wh
 def network_tiling(architecture: Architecture) -> Tiling:
     """How tiles of this network must be cut."""
     if architecture.padded:
-        return padded_tiling(architecture.stride, architecture.margin)
+        return padded_tiling(architecture.stride, architecture.reach)
     return valid_tiling(
         architecture.stride, architecture.margin, lambda output: valid_input_extent(architecture, output)[0]
     )
@@ -152,7 +152,7 @@ class SegmentStage:
         """Build the network on its device."""
         network = UNet(self.architecture)
         network.load_state_dict({k: torch.from_numpy(v.astype(np.float32)) for k, v in self.weights.items()})
-        return network.eval().to(device, memory_format=torch.channels_last)
+        return network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Segment one micrograph; the record holds each class's share of the area."""
@@ -169,7 +169,10 @@ class SegmentStage:
 
         with torch.inference_mode():
             probability = predict(
-                prepared[None].to(device), forward, network_tiling(self.architecture), self.settings.tile_size,
+                prepared[None].to(device),
+                forward,
+                network_tiling(self.architecture),
+                self.settings.tile_size,
                 self.settings.border,
             )
         scaled = (probability * 255.0).round().to(torch.uint8).cpu()
