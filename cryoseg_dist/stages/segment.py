@@ -152,7 +152,7 @@ class SegmentStage:
         """Build the network on its device."""
         network = UNet(self.architecture)
         network.load_state_dict({k: torch.from_numpy(v.astype(np.float32)) for k, v in self.weights.items()})
-        return network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Segment one micrograph; the record holds each class's share of the area."""
