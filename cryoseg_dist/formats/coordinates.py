@@ -39,7 +39,8 @@ def read_coordinates(path: Path) -> np.ndarray:
         table = pd.read_csv(path)
     except (ValueError, UnicodeDecodeError, pd.errors.ParserError) as fault:
         raise BadInputError(where, "a table of coordinates", str(fault)) from None
-    names = {c.strip().lower().replace("-", "").replace(" ", ""): c for c in table.columns}
+    # Some name the columns "X-Coordinate", some add a remark in brackets.
+    names = {c.split("(")[0].lower().replace("-", "").replace(" ", ""): c for c in map(str, table.columns)}
     for x, y in (("x_px", "y_px"), ("x", "y"), ("xcoordinate", "ycoordinate")):
         if x in names and y in names:
             try:

@@ -314,5 +314,8 @@ def test_real_coordinates(shared_data: Path) -> None:
     assert len(xy) > 100
     assert xy.min() > 0
     assert (xy < [1240, 1200]).all()
+    masks = sorted((shared_data / "bgal_empiar10017/coords_from_masks").glob("*.csv"))
+    assert all(read_coordinates(path).max() <= 4096 for path in masks)
+    assert len(masks) == 10
     picks = next((shared_data / "bgal_empiar10204/AutoPick_sppractice").glob("*00021*.star"))
     np.testing.assert_allclose(read_coordinates(picks)[0], [1614.217657, 112.882354])
