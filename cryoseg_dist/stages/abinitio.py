@@ -1,0 +1,109 @@
+"""A first map by stochastic expectation-maximisation, for any point group.
+
+Online EM: each iteration matches a random batch at low resolution against the current map, and the sums of past batches
+fade. The resolution grows with the iterations. It starts from the particles themselves in random orientations.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from cryoseg_dist.kernels.accumulate import finish
+from cryoseg_dist.kernels.fourier import to_fourier, to_real
+from cryoseg_dist.kernels.mask import soft_sphere
+from cryoseg_dist.kernels.sharpen import low_pass_shell
+from cryoseg_dist.kernels.so3 import random_rotations
+from cryoseg_dist.schema.settings import Settings
+from cryoseg_dist.stages.reconstruct import relative_regularisation
+from cryoseg_dist.stages.refine_expectation import Sampling
+
+
+class AbinitioSettings(Settings):
+    """Stochastic expectation-maximisation from scratch."""
+
+    iterations: int = Field(default=40, ge=2)
+    """Batches matched."""
+    batch: int = Field(default=300, ge=10)
+    """Particles a batch in the first iteration; three times as many in the last."""
+    seeds: int = Field(default=1, ge=1)
+    """Independent starts; the one with the highest likelihood is taken."""
+    first_resolution: float = Field(default=45.0, gt=0)
+    """Resolution in A of the first iteration."""
+    last_resolution: float = Field(default=15.0, gt=0)
+    """Resolution in A of the last iteration."""
+    order: int = Field(default=2, ge=0, le=4)
+    """HEALPix order of the grid; twice as fine after oversampling."""
+    poses_kept: int = Field(default=32, ge=1, le=64)
+    """Poses of each particle that enter the map."""
+    memory: float = Field(default=0.8, ge=0, lt=1)
+    """Share of the past sums kept in an iteration."""
+    offset_range: float | None = Field(default=None, gt=0)
+    """Largest shift in A; a tenth of the diameter when not given."""
+    seed: int = 0
+    """Seed of batches and starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one iteration uses.
+
+    Attributes
+    ----------
+    particles : ndarray, int64
+        Indices of the batch, ascending.
+    max_shell : float
+        Fourier pixels.
+    memory : float
+        Share of the past sums kept.
+    """
+
+    particles: np.ndarray
+    max_shell: float
+    memory: float
+
+
+def step(iteration: int, n_particles: int, size: int, pixel_size: float, start: int, settings: AbinitioSettings) -> Step:
+    """The batch and the resolution of an iteration of start number ``start``."""
+    done = iteration / max(1, settings.iterations - 1)
+    n = min(n_particles, round(settings.batch * (1.0 + 2.0 * done)))
+    rng = np.random.default_rng([settings.seed, start, iteration])
+    particles = np.sort(rng.choice(n_particles, n, replace=False))
+    first, last = (size * pixel_size / r for r in (settings.first_resolution, settings.last_resolution))
+    shell = first + (last - first) * min(1.0, max(0.0, (done - 0.2) / 0.6))
+    shell = min(max(shell, 4.0), (size - 1) // 2)
+    memory = settings.memory if iteration else 0.0
+    return Step(particles, shell, memory)
+
+
+def sampling(step: Step, size: int, pixel_size: float, diameter: float, settings: AbinitioSettings) -> Sampling:
+    """A global search at the iteration's resolution."""
+    range_px = (settings.offset_range or 0.1 * diameter) / pixel_size
+    step_px = min(max(1.0, 0.4 * size / step.max_shell), range_px)
+    return Sampling(settings.order, False, range_px, step_px, step.max_shell, step.max_shell)
+
+
+def random_poses(n: int, start: int, settings: AbinitioSettings) -> np.ndarray:
+    """Random orientations without shifts, (n, 1, 12), for the first map."""
+    generator = torch.Generator().manual_seed(settings.seed * 7919 + start)
+    matrices = random_rotations(n, generator).flatten(1).float().numpy()
+    return np.concatenate((matrices, np.zeros((n, 2)), np.ones((n, 1))), axis=1)[:, None].astype(np.float32)
+
+
+def map_of(total: Tensor, size: int, pixel_size: float, diameter: float, max_shell: float, padding: int) -> Tensor:
+    """The current map: lightly regularised, positive in sum, low-passed, flattened outside the particle."""
+    share = torch.full((size // 2 + 1,), 0.3)
+    regularisation = relative_regularisation(total, size, padding, share)
+    volume = finish(total, size, padding=padding, regularisation=regularisation)
+    smooth = to_real(low_pass_shell(to_fourier(volume, 3), max_shell + 1.0, 2.0), size, 3)
+    radius = min(0.5 * diameter / pixel_size, 0.5 * size - 4)
+    return smooth * soft_sphere(size, radius, 4.0)
+
+
+def best_start(likelihoods: Sequence[float]) -> int:
+    """The start whose last batches were the most likely."""
+    return int(np.argmax([v if math.isfinite(v) else -math.inf for v in likelihoods]))
