@@ -148,6 +148,22 @@ class _Checkpoint:
         return state
 
 
+def _cut_log(path: Path, first: int) -> None:
+    """Drop the lines of iterations that will be repeated, and a torn last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if entry["iteration"] >= first:
+            break
+        kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")
+
+
 def train(
     settings: TrainSettings,
     source: SampleSource,
@@ -209,6 +225,7 @@ def train(
         optimizer.load_state_dict(held["optimizer"])
         average, first, history = held["average"], held["iteration"], held["history"]
     started = time.monotonic()
+    _cut_log(output / "log.jsonl", first)
     with (output / "log.jsonl").open("a", encoding="utf-8") as log:
         for iteration in range(first, settings.iterations):
             images, labels, weights = batch_of(source, settings, iteration)
@@ -235,7 +252,7 @@ def train(
             history.append(figures)
             log.write(json.dumps({"iteration": iteration, "seconds": time.monotonic() - started, **figures}) + "\n")
             log.flush()
-            if (iteration + 1) % settings.checkpoint_every == 0:
+            if (iteration + 1) % settings.checkpoint_every == 0 or iteration + 1 == settings.iterations:
                 checkpoint.save(
                     {
                         "identity": identity,
