@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import uniform_filter1d
+from scipy.ndimage import map_coordinates, uniform_filter1d
 from torch import Tensor
 
 from cryoseg_dist.kernels.ctf import wavelength
 from cryoseg_dist.kernels.ctf_fit import CtfParameters, chi, ring_visibility
 from cryoseg_dist.kernels.fourier import frequencies
-from cryoseg_dist.kernels.spectrum import background, polar_average, smooth_basis, to_centred
+from cryoseg_dist.kernels.spectrum import background, flattened, polar_average, smooth_basis
 from cryoseg_dist.schema.optics import Optics
 
 
@@ -201,7 +201,10 @@ def figure_of_merit(
 def thon_ring_picture(
     amplitudes: Tensor, ctf: CtfParameters, optics: Optics, edge_resolution: float, extent: int = 256
 ) -> np.ndarray:
-    """Picture of a fit: the flattened spectrum, its left half replaced by the fitted ``|CTF|``.
+    """Picture of a fit: the rings of the spectrum on the right, those of the fitted ``|CTF|`` on the left.
+
+    The spectrum is averaged over arcs of about ten degrees, which brings rings out of the speckle, and every ring is
+    brought to the same contrast.
 
     Parameters
     ----------
@@ -209,38 +212,30 @@ def thon_ring_picture(
     ctf : CtfParameters
     optics : Optics
     edge_resolution : float
-        Resolution in A at the edge of the picture, Nyquist at the most.
+        Resolution in A at the middle of each edge of the picture, Nyquist at the most.
     extent : int
         Side of the picture in pixels.
 
     Returns
     -------
     ndarray, float16, shape (extent, extent)
-        Centred, grey values in [0, 1].
+        Centred, grey values in [0, 1]; mid-grey where the spectrum was not looked at.
     """
-    size = amplitudes.shape[-2]
     edge = max(edge_resolution, 2.0 * optics.pixel_size)
-    raw = polar_average(amplitudes, optics.pixel_size, 50.0, 2.0 * optics.pixel_size)
-    k, azimuth = _half_grid(size, optics.pixel_size)
-    level = np.interp(k, raw.frequency, background(raw))
-    relative = torch.from_numpy(amplitudes.cpu().numpy() / level - 1.0)
-    model = torch.from_numpy(np.abs(np.sin(chi(k, azimuth, ctf, optics))))
-    side = min(size, 2 * math.ceil(size * optics.pixel_size / edge))
-    corner = size // 2 - side // 2
+    flat = flattened(polar_average(amplitudes, optics.pixel_size, 50.0, 2.0 * optics.pixel_size))
+    n_sectors = len(flat.azimuth)
+    weight = uniform_filter1d(flat.counts, 5, axis=0, mode="wrap")
+    arcs = uniform_filter1d(flat.counts * flat.values, 5, axis=0, mode="wrap") / np.maximum(weight, 1e-9)
+    contrast = np.sqrt(uniform_filter1d((arcs**2).mean(axis=0), 25))
+    arcs = arcs / np.maximum(contrast, 1e-12)
 
-    def picture(half: Tensor) -> np.ndarray:
-        full = to_centred(half, size)[corner : corner + side, corner : corner + side]
-        scaled = torch.nn.functional.interpolate(
-            full[None, None].to(torch.float32), size=(extent, extent), mode="bilinear", antialias=True
-        )
-        return scaled[0, 0].numpy()
-
-    data = picture(relative)
-    rows, columns = np.indices(data.shape) - extent // 2
-    frequency = np.hypot(rows, columns) * side / (extent * size * optics.pixel_size)
-    ring = (frequency > raw.frequency[0]) & (frequency < raw.frequency[-1])
-    low, high = np.percentile(data[ring], [1.0, 99.0])
-    out = np.clip((data - low) / max(float(high - low), 1e-12), 0.0, 1.0)
-    out[:, : extent // 2] = picture(model)[:, : extent // 2]
-    out[frequency < raw.frequency[0]] = 0.5
+    y, x = (np.indices((extent, extent)) - extent // 2) * (2.0 / (extent * edge))
+    k, azimuth = np.hypot(x, y), np.arctan2(y, x)
+    ring = (k - flat.frequency[0]) / flat.step
+    sector = (np.mod(azimuth + 0.5 * np.pi, np.pi) / np.pi * n_sectors) - 0.5
+    data = map_coordinates(np.pad(arcs, ((1, 1), (0, 0)), mode="wrap"), [sector + 1.0, ring], order=1, mode="nearest")
+    out = np.clip(0.5 + 0.3 * data, 0.0, 1.0)
+    left = x < 0
+    out[left] = np.abs(np.sin(chi(k[left], azimuth[left], ctf, optics)))
+    out[(ring < 0) | (~left & (ring > len(flat.frequency) - 1))] = 0.5
     return out.astype(np.float16)

@@ -1,1 +1,1 @@
-"""Events and arrays to one HTML page."""
+"""One HTML page about a run."""

@@ -57,7 +57,7 @@ class CtfSettings(Settings):
     """Micrographs whose rings end at a coarser resolution in A are not accepted."""
     max_astigmatism: float = Field(default=3000.0, gt=0)
     """Micrographs of larger astigmatism in A are not accepted."""
-    min_drift_ratio: float = Field(default=0.2, ge=-1, le=1)
+    min_drift_ratio: float = Field(default=0.1, ge=-1, le=1)
     """Least ring contrast of the worst direction over that across it; less means drift."""
     min_drift_significance: float = Field(default=5.0, ge=0)
     """Standard errors by which contrast must depend on direction before drift is called."""
@@ -177,12 +177,14 @@ def reasons_against(numbers: Mapping[str, Any], pixel_size: float, settings: Ctf
     settings : CtfSettings
     """
     out = []
-    if numbers["ctf_significance"] < settings.min_significance or numbers["ctf_max_resolution"] is None:
+    if numbers["ctf_significance"] < settings.min_significance:
         out.append(
             f"no Thon rings: the fit's significance is {numbers['ctf_significance']:.1f}, "
-            f"{settings.min_significance:g} needed, and rings end at "
-            + ("no resolution" if numbers["ctf_max_resolution"] is None else f"{numbers['ctf_max_resolution']:.1f} A")
+            f"{settings.min_significance:g} needed"
         )
+    elif numbers["ctf_max_resolution"] is None:
+        out.append("no Thon rings: spectrum and fit agree at no resolution")
+    if out:
         # What follows describes rings that are not there.
         return out + _ice_reasons(numbers, settings)
     coarsest = max(settings.max_resolution, 2.5 * pixel_size)
@@ -247,7 +249,8 @@ class CtfStage:
         amplitudes, grid, ctf = estimate(image, self.optics, self.settings)
         amplitudes = amplitudes.cpu()
         record = describe(amplitudes, grid, ctf, self.settings)
-        edge = max(0.8 * (record["ctf_max_resolution"] or self.settings.high_resolution), 3.0)
+        # Rings are told apart by eye well before they end.
+        edge = 1.4 * (record["ctf_max_resolution"] or self.settings.high_resolution)
         picture = thon_ring_picture(amplitudes, ctf, grid, min(edge, 0.5 * self.settings.low_resolution))
         return UnitResult(arrays={"spectrum": picture[None]}, record=record)
 
@@ -264,7 +267,7 @@ def describe(amplitudes: Tensor, grid: Optics, ctf: CtfParameters, settings: Ctf
     settings : CtfSettings
     """
     curves: RingCurves = ring_curves(amplitudes, ctf, grid, settings.low_resolution)
-    limit = fit_resolution(curves)
+    limit = fit_resolution(curves) if ctf.significance >= settings.min_significance else None
     fine = max(settings.high_resolution, 2.2 * grid.pixel_size)
     loss = directional_loss(amplitudes, ctf, grid, min(max(12.0, 2.5 * fine), settings.low_resolution), fine)
     ice = ice_numbers(amplitudes, grid.pixel_size)
