@@ -122,8 +122,19 @@ def _transfer(rng: np.random.Generator, size: int, pixel_size: float) -> Tensor:
     return transfer.abs() if rng.random() < 0.12 else transfer
 
 
-def synthetic_sample(rng: np.random.Generator, size: int) -> Sample:
-    """A patch, determined by the generator's state."""
+def synthetic_sample(rng: np.random.Generator, size: int, snr: float | None = None) -> Sample:
+    """A patch, determined by the generator's state.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    size : int
+        Side of the patch in pixels.
+    snr : float, optional
+        Variance of a molecule's image over that of the noise, at the network's pixel size; drawn between 0.06 and
+        10 when not given. Binning by ``b`` raises it by up to ``b**2``: 0.06 is about 0.001 at 1 A per pixel for
+        a molecule of 128 A.
+    """
     frame = size + 2 * MARGIN
     molecule = random_molecule(rng)
     centres = place_particles(rng, frame)
@@ -158,7 +169,8 @@ def synthetic_sample(rng: np.random.Generator, size: int) -> Sample:
         absorbed = absorbed + grey * rng.uniform(0.0, 1.5) * contrast
         covered = ndimage.binary_dilation(where, iterations=2)
         labels[covered], objects[covered] = CONTAMINATION, 0
-    noise = contrast / np.sqrt(_log_uniform(rng, 0.06, 10.0))
+    drawn = _log_uniform(rng, 0.06, 10.0)
+    noise = contrast / np.sqrt(drawn if snr is None else snr)
     seen = imaged(scattering) + absorbed + noise * _shot_noise(rng, frame)
     gradient = _smooth_noise(rng, frame, frame / rng.uniform(3.5, 7.0))
     seen = (seen + rng.uniform(0.0, 1.5) * noise * gradient) * (1.0 + rng.uniform(0.0, 0.1) * gradient)
