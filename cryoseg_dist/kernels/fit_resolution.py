@@ -155,7 +155,7 @@ def fit_resolution(curves: RingCurves, threshold: float = 0.5) -> float | None:
     Returns
     -------
     float or None
-        None when the rings agree nowhere.
+        None when the rings agree nowhere, or not over two zeros of the transfer function.
     """
     good = uniform_filter1d(curves.agreement, 5) >= threshold
     if not good.any():
@@ -172,7 +172,9 @@ def fit_resolution(curves: RingCurves, threshold: float = 0.5) -> float | None:
             last = i
         if gap >= 8:
             break
-    if last - start < 8:
+    # Any smooth bump resembles one ring; a fit is believed from two zeros on.
+    zeros = minima + 1
+    if last - start < 8 or np.count_nonzero((zeros >= start) & (zeros <= last)) < 2:
         return None
     return float(1.0 / curves.frequency[last])
 

@@ -183,7 +183,7 @@ def reasons_against(numbers: Mapping[str, Any], pixel_size: float, settings: Ctf
             f"{settings.min_significance:g} needed"
         )
     elif numbers["ctf_max_resolution"] is None:
-        out.append("no Thon rings: spectrum and fit agree at no resolution")
+        out.append("no Thon rings: spectrum and fit do not agree over two rings")
     if out:
         # What follows describes rings that are not there.
         return out + _ice_reasons(numbers, settings)

@@ -72,6 +72,18 @@ def test_noise_is_rejected_not_refused():
     assert "no Thon rings" in record["reasons"][0]
 
 
+def test_smooth_structure_without_rings_is_rejected():
+    # A Gaussian blur, as denoising leaves: a strongly shaped spectrum without any ring.
+    generator = torch.Generator().manual_seed(3)
+    shape = (1500, 1500)
+    fy, fx = torch.fft.fftfreq(shape[0])[:, None], torch.fft.rfftfreq(shape[1])[None, :]
+    shape_of_spectrum = torch.exp(-(((fx * fx + fy * fy) / 0.15**2) ** 2)) + 0.02
+    image = torch.fft.irfft2(torch.fft.rfft2(torch.randn(shape, generator=generator)) * shape_of_spectrum, s=shape)
+    record = run(image.numpy())
+    assert record["accepted"] is False
+    assert "no Thon rings" in record["reasons"][0]
+
+
 def test_drift_is_named_with_its_direction():
     record = run(micrograph(drift=9.0))
     assert record["accepted"] is False
