@@ -6,7 +6,9 @@ from scipy import ndimage
 
 from cryoseg_dist.kernels.evaluation import PickingScore, match_centres
 from cryoseg_dist.kernels.peaks import find_peaks
+from cryoseg_dist.kernels.tiles import predict
 from cryoseg_dist.networks.unet import UNet
+from cryoseg_dist.stages.segment import network_tiling
 from cryoseg_dist.training.sample import CORE, PARTICLE, PARTICLE_PX, SampleSource
 
 MIN_DISTANCE = 0.7
@@ -23,11 +25,11 @@ def detection(
     Parameters
     ----------
     network : UNet
-        For inference, with padded convolutions.
+        For inference.
     source : Callable
         Makes the patches.
     patches, size : int
-        Number and side of the patches; the side is a multiple of the network's stride.
+        Number and side of the patches.
     seed : int
         Whatever it is, no training with fewer than ``HELD_OUT`` patches a batch has seen these patches.
     threshold : float
@@ -44,8 +46,8 @@ def detection(
     for i in range(patches):
         sample = source(np.random.default_rng([seed, i, HELD_OUT]), size)
         with torch.inference_mode():
-            image = torch.from_numpy(sample.image)[None, None].contiguous(memory_format=torch.channels_last)
-            probability = network(image).softmax(dim=1)[0, PARTICLE]
+            logits = predict(torch.from_numpy(sample.image)[None], network, network_tiling(network.architecture), None)
+            probability = logits.softmax(dim=0)[PARTICLE]
         peaks = find_peaks(probability, CORE * PARTICLE_PX, MIN_DISTANCE * PARTICLE_PX, threshold)
         picks = torch.stack((peaks.x, peaks.y), dim=1).numpy()
         numbers = np.unique(sample.objects[sample.objects > 0])

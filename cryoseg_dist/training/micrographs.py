@@ -15,10 +15,11 @@ from cryoseg_dist.formats.star import read_star
 from cryoseg_dist.kernels.normalise import CLIP, network_input
 from cryoseg_dist.kernels.peaks import find_peaks
 from cryoseg_dist.kernels.rescale import fourier_rescale, rescale_ratio
-from cryoseg_dist.kernels.tiles import padded_tiling, predict
+from cryoseg_dist.kernels.tiles import predict
 from cryoseg_dist.networks.augment import random_deformation, random_grey_values, warp_image, warp_labels
 from cryoseg_dist.networks.unet import UNet
 from cryoseg_dist.schema.work import ImageFile
+from cryoseg_dist.stages.segment import network_tiling
 from cryoseg_dist.training.sample import CORE, PARTICLE, PARTICLE_PX, Sample, SampleSource, draw_cores
 
 COORDINATE_SUFFIXES = (".csv", ".box", ".star")
@@ -134,13 +135,13 @@ def leave_out_unlabelled(micrograph: LabelledMicrograph, network: UNet, min_scor
     ----------
     micrograph : LabelledMicrograph
     network : UNet
-        For inference, with padded convolutions.
+        For inference.
     min_score : float
         Mean particle probability over a core from which a peak counts.
     """
-    a = network.architecture
+    tiling = network_tiling(network.architecture)
     with torch.inference_mode():
-        logits = predict(torch.from_numpy(micrograph.image)[None], network, padded_tiling(a.stride, a.reach), None)
+        logits = predict(torch.from_numpy(micrograph.image)[None], network, tiling, None)
     found = find_peaks(logits.softmax(dim=0)[PARTICLE], CORE * PARTICLE_PX, 0.6 * PARTICLE_PX, min_score)
     valid = micrograph.valid.copy()
     y, x = np.ogrid[: valid.shape[0], : valid.shape[1]]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.networks.losses import segmentation_loss
-from cryoseg_dist.networks.unet import Architecture, UNet, fold_batch_norm
+from cryoseg_dist.networks.unet import Architecture, UNet, fold_batch_norm, valid_input_extent
 from cryoseg_dist.networks.weight_map import separation_weights
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.store.weights import digest, read_weights, write_weights
@@ -36,12 +36,14 @@ class TrainSettings(Settings):
     """Number of batches."""
     batch: int = Field(default=8, ge=1)
     """Patches a batch."""
-    patch: int = Field(default=192, ge=32)
-    """Side of a patch in pixels of the network's input; a multiple of 2**depth."""
+    patch: int = Field(default=192, ge=16)
+    """Side of a patch in pixels of the network's input; a multiple of 2**depth for padded convolutions."""
     depth: int = Field(default=4, ge=1, le=6)
     """Number of poolings."""
     width: int = Field(default=16, ge=2, le=128)
     """Channels of the first level."""
+    padded: bool = True
+    """Padded convolutions; valid ones, as first published, when false: the patch is then the network's output."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Largest rate of AdamW; it rises over the first twentieth and falls as a cosine."""
     weight_decay: float = Field(default=1e-4, ge=0)
@@ -80,15 +82,21 @@ class TrainResult:
     metrics: Mapping[str, float]
 
 
-def batch_of(source: SampleSource, settings: TrainSettings, iteration: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, labels and weights of one iteration, the same whenever it is asked for."""
+def batch_of(
+    source: SampleSource, settings: TrainSettings, iteration: int, margin: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels and weights of one iteration, the same whenever it is asked for.
+
+    Images are larger than labels and weights by ``margin`` pixels on each side.
+    """
     images, labels, weights = [], [], []
+    inner = slice(margin, margin + settings.patch)
     for i in range(settings.batch):
-        sample = source(np.random.default_rng([settings.seed, iteration, i]), settings.patch)
+        sample = source(np.random.default_rng([settings.seed, iteration, i]), settings.patch + 2 * margin)
         images.append(sample.image)
-        labels.append(sample.labels)
+        labels.append(sample.labels[inner, inner])
         ridge = separation_weights(sample.labels, sample.objects, border_weight=4.0, sigma_px=0.15 * PARTICLE_PX)
-        weights.append(ridge * sample.valid)
+        weights.append((ridge * sample.valid)[inner, inner])
     return (
         torch.from_numpy(np.stack(images))[:, None],
         torch.from_numpy(np.stack(labels)),
@@ -170,6 +178,7 @@ def train(
     output: Path,
     *,
     start_from: Path | None = None,
+    data: str = "",
     on_progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> TrainResult:
@@ -184,6 +193,8 @@ def train(
         Folder of ``model.safetensors``, ``checkpoint.pt`` and ``log.jsonl``.
     start_from : Path, optional
         A model whose weights are the start (fine-tuning); its architecture is taken.
+    data : str
+        What the source draws from; a training that began with other data is not continued.
     on_progress : Callable, optional
         Called with the iteration, their number and the metrics.
     metadata : Mapping, optional
@@ -192,18 +203,26 @@ def train(
     Raises
     ------
     BadInputError
-        The folder holds a training with other settings, or the patch does not suit the depth.
+        The folder holds a training with other settings or data, or the patch does not suit the depth.
     """
     output.mkdir(parents=True, exist_ok=True)
     if start_from is None:
         a = Architecture(
-            depth=settings.depth, width=settings.width, classes=len(CLASSES), padded=True, dropout=settings.dropout
+            depth=settings.depth,
+            width=settings.width,
+            classes=len(CLASSES),
+            padded=settings.padded,
+            dropout=settings.dropout,
         )
     else:
         _, described = load_model(start_from)
         a = Architecture.from_dict({**described["architecture"], "dropout": settings.dropout})
-    if settings.patch % a.stride:
-        raise BadInputError("train.patch", f"a multiple of {a.stride}", str(settings.patch))
+    margin = 0 if a.padded else a.margin
+    fitting = -(-settings.patch // a.stride) * a.stride if a.padded else valid_input_extent(a, settings.patch)[1]
+    if settings.patch != fitting:
+        raise BadInputError(
+            "train.patch", f"an extent that suits depth {a.depth}", str(settings.patch), f"Take {fitting}."
+        )
     torch.manual_seed(settings.seed)
     network = UNet(a)
     if start_from is not None:
@@ -211,7 +230,7 @@ def train(
     average = {k: v.clone() for k, v in network.state_dict().items()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     identity = json.dumps(
-        [settings.model_dump(), a.to_dict(), digest(start_from) if start_from else None], sort_keys=True
+        [settings.model_dump(), a.to_dict(), digest(start_from) if start_from else None, data], sort_keys=True
     )
     checkpoint = _Checkpoint(output / "checkpoint.pt")
     first, history = 0, []
@@ -228,7 +247,7 @@ def train(
     _cut_log(output / "log.jsonl", first)
     with (output / "log.jsonl").open("a", encoding="utf-8") as log:
         for iteration in range(first, settings.iterations):
-            images, labels, weights = batch_of(source, settings, iteration)
+            images, labels, weights = batch_of(source, settings, iteration, margin)
             # Dropout draws from this seed, so that a resumed training repeats it.
             torch.manual_seed(settings.seed * 1_000_003 + iteration)
             for group in optimizer.param_groups:

@@ -80,6 +80,21 @@ def test_bfloat16_learns_too(tmp_path: Path) -> None:
     assert np.mean(curve[-5:]) < 0.8 * np.mean(curve[:5])
 
 
+def test_valid_convolutions_learn_from_the_middle_of_larger_patches(tmp_path: Path) -> None:
+    settings = TINY.model_copy(update={"iterations": 60, "padded": False, "patch": 32, "learning_rate": 5e-3})
+    train(settings, easy, tmp_path)
+    curve = losses(tmp_path)
+    assert np.mean(curve[-5:]) < 0.7 * np.mean(curve[:5])
+    images, labels, weights = batch_of(easy, settings, 0, margin=20)
+    assert images.shape[-1] == 72
+    assert labels.shape == weights.shape == (2, 32, 32)
+    # Labels lie at the middle of the images they belong to.
+    inner = images[:, 0, 20:52, 20:52]
+    assert inner[labels == 1].mean() > inner[labels == 0].mean() + 1.5
+    with pytest.raises(BadInputError, match="Take 36"):
+        train(settings.model_copy(update={"patch": 34}), easy, tmp_path / "odd")
+
+
 def test_fine_tuning_starts_from_a_model(tmp_path: Path) -> None:
     settings = TINY.model_copy(update={"iterations": 80, "learning_rate": 5e-3, "average_decay": 0.9})
     base = train(settings, easy, tmp_path / "base")
@@ -94,7 +109,9 @@ def test_other_settings_and_bad_files_are_refused(tmp_path: Path) -> None:
     train(TINY.model_copy(update={"iterations": 3}), easy, tmp_path)
     with pytest.raises(BadInputError, match="a training with the same settings"):
         train(TINY.model_copy(update={"iterations": 3, "seed": 1}), easy, tmp_path)
-    with pytest.raises(BadInputError, match="a multiple of 4"):
+    with pytest.raises(BadInputError, match="a training with the same settings"):
+        train(TINY.model_copy(update={"iterations": 3}), easy, tmp_path, data="other micrographs")
+    with pytest.raises(BadInputError, match=r"suits depth 2.*Take 36"):
         train(TINY.model_copy(update={"patch": 34}), easy, tmp_path / "odd")
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(BadInputError, match="safetensors"):
