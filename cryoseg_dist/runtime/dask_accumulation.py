@@ -7,6 +7,7 @@ with a mark in a ledger: what is marked is read, not computed again.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,7 +127,7 @@ class Accumulation:
         n_slabs = min(self.slabs, shape[0])
         edges = [round(i * shape[0] / n_slabs) for i in range(n_slabs + 1)]
         blocks = []
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             level = [delayed(_slab, pure=True)(fold, low, high) for fold in folds]
             while len(level) > 1:
                 level = [

@@ -104,7 +104,8 @@ class RayExecutor:
 
     def _new_actor(self) -> Any:
         options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_concurrency": 1}
-        return _Actor.options(**options).remote(str(self._root), max(1, math.floor(self._cpus)), self._gpus > 0)
+        actor = _Actor.options(**options)  # type: ignore[attr-defined]
+        return actor.remote(str(self._root), max(1, math.floor(self._cpus)), self._gpus > 0)
 
     def map(self, stage: MapStage, units: Sequence[Unit]) -> Iterator[Finished | Retry]:
         """Compute units as actors come free.

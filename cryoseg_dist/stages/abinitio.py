@@ -67,7 +67,9 @@ class Step:
     memory: float
 
 
-def step(iteration: int, n_particles: int, size: int, pixel_size: float, start: int, settings: AbinitioSettings) -> Step:
+def step(
+    iteration: int, n_particles: int, size: int, pixel_size: float, start: int, settings: AbinitioSettings
+) -> Step:
     """The batch and the resolution of an iteration of start number ``start``."""
     done = iteration / max(1, settings.iterations - 1)
     n = min(n_particles, round(settings.batch * (1.0 + 2.0 * done)))

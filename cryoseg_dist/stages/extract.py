@@ -235,7 +235,7 @@ def sort_particles(statistics: np.ndarray, settings: ExtractSettings) -> np.ndar
     return keep
 
 
-def usable_centres(x: Sequence[float], y: Sequence[float], shape: tuple[int, int]) -> np.ndarray:
+def usable_centres(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Which centres lie on the micrograph; windows may reach beyond it."""
     cx, cy = rounded_centres(np.asarray(x, float), np.asarray(y, float))
     return (cx >= 0) & (cy >= 0) & (cx < shape[1]) & (cy < shape[0])

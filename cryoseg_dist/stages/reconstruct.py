@@ -40,8 +40,10 @@ class ReconstructSettings(Settings):
 class FoldStage:
     """Sums the central slices of a batch of particles.
 
-    A fold's parameters are ``half`` (0 or 1), ``ctf`` (n, 4): defocus U, V in A, angle and phase shift in degrees, and
-    ``poses`` (n, k, 12): rotation matrix, origin x, y in pixels, weight. ``poses`` may be an input array instead.
+    A fold reads its images in parts, ``images/0`` and so on. Its parameters are ``half`` (0 or 1) and ``parts``, one mapping
+    a part: ``ctf`` (n, 4), defocus U, V in A, angle and phase shift in degrees; ``rows``, the images to take of those
+    read (all when absent); and ``poses`` (n, k, 12), rotation matrix, origin x, y in pixels, weight, unless they are read as
+    ``poses/0`` and so on, (1, at least n, k, 12).
 
     Attributes
     ----------
@@ -76,17 +78,31 @@ class FoldStage:
 
     def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sum over one fold, float32, of ``partial_shape``."""
-        images = inputs["images"]
-        poses = np.asarray(inputs["poses"] if "poses" in inputs else unit.parameters["poses"], dtype=np.float32)
-        transfer = torch.from_numpy(np.asarray(unit.parameters["ctf"], dtype=np.float32))
         total = empty_accumulator(self.size, self.padding)
         ky, kx = disc_pixels(self.size, self.size / 2)
-        inverse_noise = self._inverse_noise(int(unit.parameters.get("half", 0)), ky, kx)
+        inverse_noise = self._inverse_noise(int(unit.parameters["half"]), ky, kx)
+        for i, part in enumerate(unit.parameters["parts"]):
+            rows = part.get("rows")
+            images = inputs[f"images/{i}"] if rows is None else inputs[f"images/{i}"][np.asarray(rows)]
+            poses = inputs[f"poses/{i}"][0, : len(images)] if f"poses/{i}" in inputs else part["poses"]
+            self._insert(total, images, np.asarray(part["ctf"]), np.asarray(poses), inverse_noise, ky, kx)
+        return total.numpy()
+
+    def _insert(
+        self,
+        total: Tensor,
+        images: np.ndarray,
+        transfer: np.ndarray,
+        poses: np.ndarray,
+        inverse_noise: Tensor,
+        ky: Tensor,
+        kx: Tensor,
+    ) -> None:
         for first in range(0, len(images), BATCH):
             rows = slice(first, first + BATCH)
             x = take_pixels(to_fourier(torch.from_numpy(images[rows].astype(np.float32))), ky, kx)
-            c = take_pixels(self._ctf(transfer[rows]), ky, kx)
-            pose = torch.from_numpy(poses[rows])
+            c = take_pixels(self._ctf(torch.from_numpy(transfer[rows].astype(np.float32))), ky, kx)
+            pose = torch.from_numpy(poses[rows].astype(np.float32))
             image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
             used = pose[image, slot]
             insert(
@@ -102,7 +118,6 @@ class FoldStage:
                 pose_image=image,
                 pose_weight=used[:, 11],
             )
-        return total.numpy()
 
     def _ctf(self, transfer: Tensor) -> Tensor:
         return ctf(
@@ -152,7 +167,7 @@ def maps_of_halves(totals: list[Tensor], size: int, padding: int, wiener: float 
 
 def pose_table(rot: Any, tilt: Any, psi: Any, origin_x: Any, origin_y: Any, pixel_size: float) -> np.ndarray:
     """Poses (n, 1, 12) of weight one from Euler angles in degrees and origins in A."""
-    angles = [torch.from_numpy(np.asarray(a, dtype=np.float64)) for a in (rot, tilt, psi)]
+    angles = [torch.from_numpy(np.array(a, dtype=np.float64)) for a in (rot, tilt, psi)]
     matrices = euler_to_matrix(*angles).flatten(1).numpy()
     origins = np.stack((np.asarray(origin_x), np.asarray(origin_y)), axis=1) / pixel_size
     return np.concatenate((matrices, origins, np.ones((len(matrices), 1))), axis=1)[:, None].astype(np.float32)

@@ -40,6 +40,12 @@ CANDIDATES, MOST_ROTATIONS, MOST_SHIFTS = 256, 48, 12
 HALVES = ("half1", "half2")
 
 
+def batch_images(parameters: Mapping[str, Any], images: np.ndarray) -> np.ndarray:
+    """The images of a batch, float32: those in ``rows`` where the unit read more than it needs."""
+    rows = parameters.get("rows")
+    return (images if rows is None else images[np.asarray(rows)]).astype(np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How densely poses are sampled in one iteration.
@@ -135,11 +141,12 @@ class ExpectationStage:
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Poses of one batch of particles of one half set.
 
-        Unit parameters: ``half`` (0 or 1), ``ctf`` (n, 4) with the columns of ``CTF_COLUMNS``, and ``poses`` (n, 11) with
-        the last rotation and origin. Writes ``poses`` (n, poses_kept, 12). The record holds sums for the noise
+        Unit parameters: ``half`` (0 or 1), ``ctf`` (n, 4) with the columns of ``CTF_COLUMNS``, ``poses`` (n, 11) with the last
+        rotation and origin, and optionally ``rows``, the images to take of those read. Writes ``poses``
+        (1, unit size, poses_kept, 12), zero beyond the last particle. The record holds sums for the noise
         spectrum and figures of the posterior.
         """
-        images = torch.from_numpy(inputs["images"].astype(np.float32))
+        images = torch.from_numpy(batch_images(unit.parameters, inputs["images"]))
         last = torch.from_numpy(np.asarray(unit.parameters["poses"], dtype=np.float32))
         transfer = torch.from_numpy(np.asarray(unit.parameters["ctf"], dtype=np.float32))
         half = int(unit.parameters["half"])
@@ -148,7 +155,9 @@ class ExpectationStage:
         for first in range(0, len(images), BATCH):
             rows = slice(first, first + BATCH)
             out[rows] = self._batch(images[rows], transfer[rows], last[rows], half, state, sums).numpy()
-        return UnitResult({"poses": out}, sums.record())
+        written = np.zeros(unit.writes["poses"].shape, dtype=np.float32)
+        written[0, : len(out)] = out
+        return UnitResult({"poses": written}, sums.record())
 
     def _batch(
         self, images: Tensor, transfer: Tensor, last: Tensor, half: int, state: "_State", sums: "_Sums"

@@ -1,0 +1,127 @@
+"""The ``cryoseg`` command."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cryoseg_dist.cli import options as opt
+
+DONE, FAILED, BAD_INPUT, SET_ASIDE = 0, 1, 2, 3
+
+app = typer.Typer(
+    name="cryoseg",
+    help="Single-particle cryo-EM: from micrographs to a 3D density map.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def guarded(action: Callable[[], int]) -> None:
+    """Run a command and end the process with its exit code; errors made on purpose become one clear text."""
+    from cryoseg_dist.errors import BadInputError, CryosegError, SettingsError
+
+    try:
+        code = action()
+    except (BadInputError, SettingsError) as fault:
+        typer.echo(f"cryoseg: {fault}", err=True)
+        code = BAD_INPUT
+    except CryosegError as fault:
+        typer.echo(f"cryoseg: {fault}", err=True)
+        code = FAILED
+    except KeyboardInterrupt:
+        typer.echo("cryoseg: stopped; the same command goes on where this one ended", err=True)
+        code = FAILED
+    raise typer.Exit(code)
+
+
+def run_until(
+    stage: str,
+    project: Path,
+    config: Path | None,
+    flags: dict[str, Any],
+    assignments: list[str] | None,
+    output: Path | None,
+) -> int:
+    """Run every stage up to ``stage`` and return the exit code."""
+    from cryoseg_dist.cli.session import gather_settings, open_session
+    from cryoseg_dist.pipeline.run import run_pipeline
+
+    settings = gather_settings(project, config, flags, assignments)
+    with open_session(settings, project, sys.argv) as session:
+        result = run_pipeline(session, until=stage)
+        if output is not None:
+            result.write_star(output)
+    typer.echo(result.summary())
+    return SET_ASIDE if result.n_set_aside else DONE
+
+
+def stage_command(stage: str) -> Callable[..., None]:
+    """A command that runs the pipeline up to one stage."""
+
+    def command(
+        project: opt.Project = Path("cryoseg_project"),
+        config: opt.Config = None,
+        micrographs: opt.Micrographs = None,
+        pixel_size: opt.PixelSize = None,
+        voltage: opt.Voltage = None,
+        spherical_aberration: opt.SphericalAberration = None,
+        amplitude_contrast: opt.AmplitudeContrast = None,
+        diameter: opt.Diameter = None,
+        symmetry: opt.Symmetry = None,
+        engine: opt.Engine = None,
+        ray_address: opt.RayAddress = None,
+        workers: opt.Workers = None,
+        metrics_port: opt.MetricsPort = None,
+        assignments: opt.Assignments = None,
+        output: opt.Output = None,
+    ) -> None:
+        flags = {name: value for name, value in locals().items() if name in opt.PLACES}
+        guarded(lambda: run_until(stage, project, config, flags, assignments, output))
+
+    return command
+
+
+STAGES = {
+    "ingest": "Check micrographs and bring them into the project.",
+    "ctf": "Power spectra, CTF and a verdict for each micrograph.",
+    "segment": "Class probabilities of each micrograph by the U-Net.",
+    "pick": "Particle centres.",
+    "extract": "Particle windows, normalised and sorted.",
+    "classify": "2D class averages and the particles in good classes.",
+    "abinitio": "A first map: common lines, stochastic EM or a reference.",
+    "refine": "Maximum-likelihood refinement with gold-standard half sets.",
+    "postprocess": "Mask, FSC and sharpened map from the half maps.",
+    "report": "The HTML report.",
+}
+
+app.command("run", help="Everything: from micrographs to a map and a report.")(stage_command("report"))
+for _stage, _help in STAGES.items():
+    app.command(_stage, help=_help + " Runs what it needs first; a second run computes nothing again.")(
+        stage_command(_stage)
+    )
+
+
+@app.command()
+def init(path: Annotated[Path, typer.Argument(help="File to write.")] = Path("cryoseg.toml")) -> None:
+    """Write a commented TOML file of all settings."""
+
+    def action() -> int:
+        from cryoseg_dist.errors import BadInputError
+        from cryoseg_dist.pipeline.config import commented_toml
+
+        if path.exists():
+            raise BadInputError(str(path), "no file yet", "an existing file", "Name another or remove it.")
+        path.write_text(commented_toml(), encoding="utf-8")
+        typer.echo(f"wrote {path}: fill in [data] and [particle], then `cryoseg run --config {path}`")
+        return DONE
+
+    guarded(action)
+
+
+if __name__ == "__main__":
+    app()

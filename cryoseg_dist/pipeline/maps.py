@@ -1,0 +1,417 @@
+"""From particles to half maps: a first map, then gold-standard refinement."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cryoseg_dist.errors import BadInputError
+from cryoseg_dist.formats.mrc import read_volume
+from cryoseg_dist.kernels.fourier import resize_spectrum, shell_mean, to_fourier, to_real
+from cryoseg_dist.kernels.orientation_grid import angular_step, random_perturbation
+from cryoseg_dist.kernels.so3 import matrix_to_euler
+from cryoseg_dist.pipeline.particles import Particles
+from cryoseg_dist.pipeline.session import Session
+from cryoseg_dist.runtime.dask_accumulation import Accumulation
+from cryoseg_dist.runtime.events import IterationFinished
+from cryoseg_dist.runtime.reading import read
+from cryoseg_dist.schema.work import ArraySpec, Read, Region, Unit
+from cryoseg_dist.stages import abinitio, refine
+from cryoseg_dist.stages.reconstruct import FoldStage, complete
+from cryoseg_dist.stages.refine_expectation import POSE_COLUMNS, ExpectationStage
+
+# Images that the first noise spectrum is measured on, and units of the E-step that one fold sums.
+NOISE_SAMPLE, UNITS_A_FOLD = 512, 8
+IDENTITY_POSE = np.array([1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The end of a refinement.
+
+    Attributes
+    ----------
+    run : str
+    particles : Particles
+        With angles, origins and half sets.
+    half1, half2 : Tensor, shape (n, n, n)
+        Unregularised.
+    iterations : tuple of Mapping
+        Figures of each.
+    """
+
+    run: str
+    particles: Particles
+    half1: Tensor
+    half2: Tensor
+    iterations: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Particles of one half set that one unit matches."""
+
+    half: int
+    rows: np.ndarray
+
+
+def accumulation(session: Session) -> Accumulation:
+    """How Fourier space is summed up here."""
+    engine = session.settings.engine
+    workers = engine.workers or os.cpu_count() or 1
+    split = session.settings.reconstruct.split_every
+    return Accumulation(session.project.root, workers, split, address=engine.dask_address)
+
+
+def mean_power(session: Session, particles: Particles) -> Tensor:
+    """Mean power of some images by shell."""
+    rows = np.arange(min(NOISE_SAMPLE, len(particles)))
+    source, some = particles.read_of(rows)
+    images = read(session.project, source)
+    images = (images if some is None else images[some]).astype(np.float32)
+    return shell_mean(to_fourier(torch.from_numpy(images)).abs().square(), particles.size).mean(dim=0)
+
+
+def batches_of(half: np.ndarray, size: int, rows: np.ndarray | None = None) -> list[Batch]:
+    """Units' particles: half sets apart, in ascending order."""
+    out = []
+    for h in (0, 1):
+        members = np.flatnonzero(half == h) if rows is None else rows[half[rows] == h]
+        out += [Batch(h, members[i : i + size]) for i in range(0, len(members), size)]
+    return out
+
+
+def write_maps(session: Session, name: str, maps: Sequence[Tensor], pixel_size: float) -> None:
+    """Keep maps in the store as one array (k, z, y, x)."""
+    stack = np.stack([m.numpy() for m in maps]).astype(np.float32)
+    spec = ArraySpec(
+        name,
+        stack.shape,
+        ("map", "z", "y", "x"),
+        "float32",
+        (1, *stack.shape[1:]),
+        (1, *stack.shape[1:]),
+        doc="Maps",
+        attributes={"pixel_size": pixel_size},
+    )
+    session.project.create(spec)
+    session.project.write(session.project.whole(name), stack)
+
+
+def map_region(name: str, index: int, size: int) -> Region:
+    """One map of an array of maps."""
+    return Region(name, (index, 0, 0, 0), (index + 1, size, size, size))
+
+
+def read_map(session: Session, name: str, index: int) -> Tensor:
+    """One map of an array of maps."""
+    shape = session.project.shape(name)
+    return torch.from_numpy(session.project.read(map_region(name, index, shape[1]))[0])
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """What an expectation over batches gave."""
+
+    records: tuple[Mapping[str, Any], ...]
+    poses: str
+    batches: tuple[Batch, ...]
+
+
+def expectation(
+    session: Session,
+    run: str,
+    particles: Particles,
+    batches: Sequence[Batch],
+    stage: ExpectationStage,
+    last: np.ndarray,
+) -> _Matched:
+    """Match batches on the workers; resumable by its own ledger."""
+    width = max(len(b.rows) for b in batches)
+    shape = (len(batches), width, stage.poses_kept, POSE_COLUMNS)
+    spec = ArraySpec(
+        f"{run}/poses",
+        shape,
+        ("unit", "particle", "pose", "value"),
+        "float32",
+        (1, *shape[1:]),
+        (1, *shape[1:]),
+        doc="Rotation matrix (9), origin x, y in px, weight",
+    )
+    units = []
+    for i, batch in enumerate(batches):
+        source, rows = particles.read_of(batch.rows)
+        parameters = {"half": batch.half, "ctf": particles.transfer(batch.rows), "poses": last[batch.rows]}
+        if rows is not None:
+            parameters["rows"] = rows
+        region = Region(spec.name, (i, 0, 0, 0), (i + 1, *shape[1:]))
+        units.append(Unit(f"{run}/{i:06d}", {"images": source}, {"poses": region}, parameters))
+    marks = session.map(stage, run, [spec], units, quiet=True, need_all=True)
+    return _Matched(tuple(mark.record for mark in marks), spec.name, tuple(batches))
+
+
+def folds_of(session: Session, particles: Particles, matched: _Matched, half: int, run: str) -> list[Unit]:
+    """Folds over the matched units of one half set."""
+    numbers = [i for i, b in enumerate(matched.batches) if b.half == half]
+    shape = session.project.shape(matched.poses)
+    folds = []
+    for first in range(0, len(numbers), UNITS_A_FOLD):
+        reads: dict[str, Read] = {}
+        parts = []
+        for j, i in enumerate(numbers[first : first + UNITS_A_FOLD]):
+            rows = matched.batches[i].rows
+            source, some = particles.read_of(rows)
+            reads[f"images/{j}"] = source
+            reads[f"poses/{j}"] = Region(matched.poses, (i, 0, 0, 0), (i + 1, *shape[1:]))
+            part: dict[str, Any] = {"ctf": particles.transfer(rows)}
+            parts.append(part if some is None else {**part, "rows": some})
+        folds.append(Unit(f"{run}/fold/{half}/{first:06d}", reads, {}, {"half": half, "parts": parts}))
+    return folds
+
+
+def best_poses(session: Session, matched: _Matched, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The most likely pose (n, 11) of each particle and its weight (n,); those not matched keep their last."""
+    out, weight = last.copy(), np.zeros(len(last), dtype=np.float32)
+    shape = session.project.shape(matched.poses)
+    for i, batch in enumerate(matched.batches):
+        region = Region(matched.poses, (i, 0, 0, 0), (i + 1, shape[1], 1, POSE_COLUMNS))
+        first = session.project.read(region)[0, : len(batch.rows), 0]
+        out[batch.rows], weight[batch.rows] = first[:, :11], first[:, 11]
+    return out, weight
+
+
+def run_stochastic(session: Session, particles: Particles) -> tuple[str, Tensor]:
+    """A first map by stochastic EM; run id and map."""
+    s = session.settings
+    settings, symmetry, padding = s.abinitio, s.particle.symmetry, s.reconstruct.padding
+    config = {
+        "abinitio": settings.model_dump(),
+        "symmetry": symmetry,
+        "diameter": particles.diameter,
+        "padding": padding,
+    }
+    run = session.run_id("abinitio", config, {"particles": particles.run})
+    done = session.project.read_json(f"state/{run}/done.json")
+    if done is None:
+        likelihoods = [_stochastic_start(session, run, particles, start) for start in range(settings.seeds)]
+        done = {"best": abinitio.best_start(likelihoods), "likelihoods": likelihoods}
+        session.project.write_json(f"state/{run}/done.json", done)
+    name = f"{run}/start{done['best']}/it{settings.iterations:03d}/map"
+    return run, read_map(session, name, 0)
+
+
+def _stochastic_start(session: Session, run: str, particles: Particles, start: int) -> float:
+    """One start, resumed after its last finished iteration; the likelihood of its last batches."""
+    s = session.settings
+    settings, symmetry, padding = s.abinitio, s.particle.symmetry, s.reconstruct.padding
+    size, pixel = particles.size, particles.optics.pixel_size
+    half = np.zeros(len(particles), dtype=np.int64)
+    still = np.tile(IDENTITY_POSE, (len(particles), 1))
+    prefix = f"{run}/start{start}"
+
+    def total_of(folds: Sequence[Unit], noise: np.ndarray) -> Tensor:
+        stage = FoldStage(particles.optics, size, padding, noise)
+        return complete(accumulation(session).sums(stage, {"all": folds})["all"], symmetry, size, padding)
+
+    first, state, total = 0, None, None
+    for iteration in range(settings.iterations, 0, -1):
+        state = session.project.read_json(f"state/{prefix}/it{iteration:03d}.json")
+        if state is not None:
+            first = iteration
+            total = torch.from_numpy(session.project.read(session.project.whole(f"{prefix}/it{first:03d}/sum")))
+            break
+    if state is not None:
+        noise = np.asarray(state["noise"], dtype=np.float32)
+        likelihoods: list[float] = state["likelihoods"]
+        volume = read_map(session, f"{prefix}/it{first:03d}/map", 0)
+    else:
+        noise = np.tile(0.5 * mean_power(session, particles).numpy(), (2, 1)).astype(np.float32)
+        likelihoods = []
+        step = abinitio.step(0, len(particles), size, pixel, start, settings)
+        source, some = particles.read_of(step.particles)
+        part: dict[str, Any] = {
+            "ctf": particles.transfer(step.particles),
+            "poses": abinitio.random_poses(len(step.particles), start, settings),
+        }
+        if some is not None:
+            part["rows"] = some
+        fold = Unit("random", {"images/0": source}, {}, {"half": 0, "parts": [part]})
+        volume = abinitio.map_of(total_of([fold], noise), size, pixel, particles.diameter, step.max_shell, padding)
+        write_maps(session, f"{prefix}/it000/map", [volume], pixel)
+    for iteration in range(first, settings.iterations):
+        step = abinitio.step(iteration, len(particles), size, pixel, start, settings)
+        sampled = abinitio.sampling(step, size, pixel, particles.diameter, settings)
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + start * 1009 + iteration)
+        name = f"{prefix}/it{iteration + 1:03d}"
+        reference = map_region(f"{prefix}/it{iteration:03d}/map", 0, size)
+        stage = ExpectationStage(
+            particles.optics,
+            symmetry,
+            particles.diameter,
+            sampled,
+            noise,
+            random_perturbation(settings.order, generator).numpy(),
+            settings.poses_kept,
+            0.99,
+            False,
+            {"half1": reference, "half2": reference},
+        )
+        batches = batches_of(half, max(64, -(-len(step.particles) // 4)), step.particles)
+        matched = expectation(session, name, particles, batches, stage, still)
+        measured = refine.noise_spectra(
+            [*matched.records, *matched.records], [0] * len(batches) + [1] * len(batches), noise
+        )
+        noise = (0.5 * noise + 0.5 * measured).astype(np.float32)
+        fresh = total_of(folds_of(session, particles, matched, 0, name), noise)
+        total = fresh if total is None else step.memory * total + fresh
+        volume = abinitio.map_of(total, size, pixel, particles.diameter, step.max_shell, padding)
+        n = sum(r["n"] for r in matched.records)
+        likelihoods.append(sum(r["log_likelihood"] for r in matched.records) / n)
+        write_maps(session, f"{name}/map", [volume], pixel)
+        _keep_sum(session, f"{name}/sum", total)
+        session.project.write_json(f"state/{name}.json", {"noise": noise.tolist(), "likelihoods": likelihoods})
+        certainty = sum(r["max_probability"] for r in matched.records) / n
+        figures = {"resolution": size * pixel / step.max_shell, "max_probability": certainty, "particles": float(n)}
+        session.emit(IterationFinished("abinitio", iteration + 1, {**figures, "of": float(settings.iterations)}))
+    return float(np.mean(likelihoods[-5:]))
+
+
+def _keep_sum(session: Session, name: str, total: Tensor) -> None:
+    shape = tuple(total.shape)
+    session.project.create(ArraySpec(name, shape, ("z", "y", "x", "part"), "float32", shape, shape, doc="Fading sum"))
+    session.project.write(session.project.whole(name), total.numpy())
+
+
+def reference_map(path: Path, size: int, pixel_size: float) -> Tensor:
+    """A user's map on the particles' grid: resampled, then cropped or padded.
+
+    Raises
+    ------
+    BadInputError
+        Not a cube.
+    """
+    values, pixel = read_volume(path)
+    if len(set(values.shape)) != 1:
+        raise BadInputError(str(path), "a cubic map", f"{values.shape}", "Pad it to a cube.")
+    volume = torch.from_numpy(values)
+    n = volume.shape[0]
+    new = max(4, 2 * round(0.5 * n * pixel / pixel_size))
+    if new != n:
+        volume = to_real(resize_spectrum(to_fourier(volume, 3), n, new, 3), new, 3)
+    if new > size:
+        before = new // 2 - size // 2
+        return volume[before : before + size, before : before + size, before : before + size].clone()
+    out = torch.zeros((size, size, size))
+    before = size // 2 - new // 2
+    out[before : before + new, before : before + new, before : before + new] = volume
+    return out
+
+
+def run_refine(session: Session, particles: Particles, start: Tensor, start_name: str, *, any_scale: bool) -> Refined:
+    """Refine against a first map until nothing improves.
+
+    Parameters
+    ----------
+    start : Tensor, shape (n, n, n)
+    start_name : str
+        What made it, for the run id.
+    any_scale : bool
+        Its grey scale is not that of the particles.
+    """
+    s = session.settings
+    settings, symmetry, padding = s.refine, s.particle.symmetry, s.reconstruct.padding
+    size, pixel, diameter = particles.size, particles.optics.pixel_size, particles.diameter
+    config = {"refine": settings.model_dump(), "symmetry": symmetry, "diameter": diameter, "padding": padding}
+    run = session.run_id("refine", config, {"particles": particles.run, "start": start_name})
+    half = refine.half_sets(len(particles), settings.seed)
+    batches = batches_of(half, settings.unit_size)
+    state, history = _last_state(session, run)
+    if state is None:
+        state = refine.first_state(mean_power(session, particles), size, pixel, settings)
+        first = refine.starting_reference(start, pixel, diameter, settings)
+        write_maps(session, f"{run}/it000/maps", [first, first], pixel)
+        last = np.tile(IDENTITY_POSE, (len(particles), 1))
+    else:
+        last = np.asarray(session.project.read(session.project.whole(f"{run}/it{state.iteration:03d}/best")))[:, :11]
+    while not state.converged:
+        name = f"{run}/it{state.iteration + 1:03d}"
+        sampled = refine.sampling(state, size, pixel, diameter, settings)
+        maps = f"{run}/it{state.iteration:03d}/maps"
+        stage = ExpectationStage(
+            particles.optics,
+            symmetry,
+            diameter,
+            sampled,
+            state.noise_array(),
+            refine.perturbation(state, settings),
+            settings.poses_kept,
+            settings.share,
+            any_scale and state.iteration == 0,
+            {"half1": map_region(maps, 0, size), "half2": map_region(maps, 1, size)},
+        )
+        matched = expectation(session, name, particles, batches, stage, last)
+        noise = refine.noise_spectra(matched.records, [b.half for b in batches], state.noise_array())
+        fold = FoldStage(particles.optics, size, padding, noise)
+        groups = {str(h): folds_of(session, particles, matched, h, name) for h in (0, 1)}
+        sums = accumulation(session).sums(fold, groups)
+        totals = [complete(sums[str(h)], symmetry, size, padding) for h in (0, 1)]
+        maximized = refine.maximize(totals, size, pixel, diameter, padding, settings)
+        last, weight = best_poses(session, matched, last)
+        n = len(particles)
+        square_shift = sum(r["square_shift"] for r in matched.records) / n
+        old = state
+        state = refine.next_state(state, maximized.curve, noise, square_shift, size, pixel, diameter, settings)
+        figures = {
+            "resolution": size * pixel / state.resolution_shell,
+            "angular_step": 0.5 * angular_step(old.order),
+            "max_probability": sum(r["max_probability"] for r in matched.records) / n,
+            "significant_poses": sum(r["n_significant"] for r in matched.records) / n,
+            "log_likelihood": sum(r["log_likelihood"] for r in matched.records) / n,
+        }
+        history.append({"iteration": float(state.iteration), **figures})
+        write_maps(session, f"{name}/maps", [*maximized.references, *maximized.raw], pixel)
+        best = np.column_stack((last, weight))
+        spec = ArraySpec(
+            f"{name}/best", best.shape, ("particle", "value"), "float32", best.shape, best.shape, doc="Best pose"
+        )
+        session.project.create(spec)
+        session.project.write(session.project.whole(spec.name), best.astype(np.float32))
+        session.project.write_json(f"state/{name}.json", {"state": state.to_json(), "history": history})
+        session.emit(IterationFinished("refine", state.iteration, figures))
+    final = f"{run}/it{state.iteration:03d}"
+    best = session.project.read(session.project.whole(f"{final}/best"))
+    return Refined(
+        run,
+        with_poses(particles, best[:, :11], best[:, 11], half),
+        read_map(session, f"{final}/maps", 2),
+        read_map(session, f"{final}/maps", 3),
+        tuple(history),
+    )
+
+
+def _last_state(session: Session, run: str) -> tuple[refine.RefineState | None, list[Mapping[str, float]]]:
+    for iteration in range(session.settings.refine.max_iterations, 0, -1):
+        held = session.project.read_json(f"state/{run}/it{iteration:03d}.json")
+        if held is not None:
+            return refine.RefineState.from_json(held["state"]), list(held["history"])
+    return None, []
+
+
+def with_poses(particles: Particles, poses: np.ndarray, weight: np.ndarray, half: np.ndarray) -> Particles:
+    """Particles whose table holds angles, origins and half sets."""
+    rot, tilt, psi = matrix_to_euler(torch.from_numpy(poses[:, :9].astype(np.float64)).reshape(-1, 3, 3))
+    table = particles.table.assign(
+        rot=rot.numpy(),
+        tilt=tilt.numpy(),
+        psi=psi.numpy(),
+        origin_x=poses[:, 9] * particles.optics.pixel_size,
+        origin_y=poses[:, 10] * particles.optics.pixel_size,
+        random_subset=half + 1,
+        max_probability=weight,
+    )
+    return replace(particles, table=table)

@@ -1,0 +1,261 @@
+"""The run: every stage in order, up to the one that is asked for."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryoseg_dist.errors import BadInputError, SettingsError
+from cryoseg_dist.pipeline import export
+from cryoseg_dist.pipeline.maps import Refined, reference_map, run_refine, run_stochastic
+from cryoseg_dist.pipeline.micrographs import (
+    CtfFits,
+    Micrographs,
+    Picks,
+    SetAside,
+    run_ctf,
+    run_ingest,
+    run_pick,
+)
+from cryoseg_dist.pipeline.pages import write_report
+from cryoseg_dist.pipeline.particles import Particles, run_extract
+from cryoseg_dist.pipeline.session import Session
+from cryoseg_dist.stages.postprocess import PostprocessResult, postprocess
+
+STAGES = ("ingest", "ctf", "segment", "pick", "extract", "classify", "abinitio", "refine", "postprocess", "report")
+
+
+@dataclass
+class RunResult:
+    """What a run gave, as far as it went.
+
+    Attributes
+    ----------
+    session : Session
+    micrographs, fits, picks, extracted, particles, refined, maps
+        Of each stage that ran; ``particles`` are those that were refined or are ready to be.
+    seconds : dict of str to float
+        Wall-clock time of each stage in this call.
+    """
+
+    session: Session
+    micrographs: Micrographs | None = None
+    fits: CtfFits | None = None
+    picks: Picks | None = None
+    extracted: Particles | None = None
+    particles: Particles | None = None
+    refined: Refined | None = None
+    maps: PostprocessResult | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def set_aside(self) -> list[SetAside]:
+        """Everything that the run went on without."""
+        parts = (self.micrographs, self.fits, self.picks, self.extracted)
+        return [item for part in parts if part is not None for item in part.set_aside]
+
+    @property
+    def n_set_aside(self) -> int:
+        """How many micrographs were set aside; sorting particles is no fault."""
+        return sum(item.stage != "extract" for item in self.set_aside)
+
+    def figures(self) -> dict[str, Any]:
+        """Every figure, for ``result.json``."""
+        s = self.session.settings
+        out: dict[str, Any] = {
+            "project": str(self.session.project.root),
+            "command": list(self.session.command),
+            "seconds": self.seconds,
+            "symmetry": s.particle.symmetry,
+            "diameter": s.particle.diameter,
+            "set_aside": [vars(item) for item in self.set_aside],
+        }
+        if self.micrographs is not None:
+            out |= {"micrographs": len(self.micrographs.paths), "micrographs_ingested": len(self.micrographs.usable)}
+        if self.fits is not None:
+            out["micrographs_accepted"] = len(self.fits.accepted)
+        if self.picks is not None:
+            out |= {"picks": len(self.picks.x), "pick_threshold": self.picks.threshold}
+        if self.extracted is not None:
+            out["particles_extracted"] = len(self.extracted)
+        if self.particles is not None:
+            out |= {
+                "particles": len(self.particles),
+                "box": self.particles.size,
+                "pixel_size": self.particles.optics.pixel_size,
+            }
+        if self.refined is not None:
+            out["iterations"] = list(self.refined.iterations)
+        if self.maps is not None:
+            out |= map_figures(self.maps)
+        return out
+
+    def write_star(self, path: Path) -> None:
+        """Write the STAR file of the last stage that has one.
+
+        Raises
+        ------
+        BadInputError
+            No stage so far has one.
+        """
+        optics = self.session.settings.data.optics
+        if self.particles is not None:
+            export.export_particles(path, self.particles)
+        elif self.picks is not None and self.micrographs is not None:
+            export.export_picks(path, self.micrographs, self.picks, optics)
+        elif self.fits is not None and self.micrographs is not None:
+            export.export_ctf(path, self.micrographs, self.fits, optics)
+        else:
+            raise BadInputError("--output", "a stage that makes a STAR file (ctf, pick or later)", "ingest")
+
+    def summary(self) -> str:
+        """The result in a few lines."""
+        f = self.figures()
+        lines = []
+        if "micrographs" in f:
+            lines.append(
+                f"micrographs  {f.get('micrographs_accepted', f['micrographs_ingested'])} of {f['micrographs']}"
+            )
+        if "picks" in f:
+            lines.append(f"picks        {f['picks']}")
+        if "particles" in f:
+            lines.append(f"particles    {f['particles']}")
+        if "resolution" in f:
+            lines.append(f"resolution   {f['resolution']:.2f} A (FSC 0.143), {f['resolution_half']:.2f} A (FSC 0.5)")
+            lines.append(f"map          {self.session.project.export / 'map.mrc'}")
+            lines.append(f"report       {self.session.project.export / 'report.html'}")
+        lines += [f"set aside    {item.item}: {item.reason}" for item in self.set_aside]
+        return "\n".join(lines)
+
+
+def map_figures(maps: PostprocessResult) -> dict[str, Any]:
+    """Figures of the half maps, as JSON values."""
+    return {
+        "resolution": maps.resolution,
+        "resolution_half": maps.resolution_half,
+        "resolution_unmasked": maps.resolution_unmasked,
+        "phases_randomised_from": maps.randomised_from,
+        "b_factor": maps.b_factor,
+        "mask_fraction": maps.mask_fraction,
+        "fsc": {name: [round(float(v), 5) for v in curve] for name, curve in maps.curves.items()},
+    }
+
+
+def check(session: Session, until: str) -> None:
+    """Find what is missing before anything starts.
+
+    Raises
+    ------
+    SettingsError
+        Lists all that is missing.
+    """
+    s = session.settings
+    faults = []
+    if not s.data.micrographs:
+        faults.append("data.micrographs: expected a pattern or a STAR file, got none. Set --micrographs.")
+    if STAGES.index(until) >= STAGES.index("segment") and s.particle.diameter is None:
+        faults.append("particle.diameter: expected the particle's longest extent in A, got none. Set --diameter.")
+    if s.start.method == "reference" and s.start.reference is None:
+        faults.append("start.reference: expected a map for start.method = reference, got none.")
+    for name, path in (("start.reference", s.start.reference), ("segment.model", s.segment.model)):
+        if path is not None and not Path(path).is_file():
+            faults.append(f"{name}: expected a file, got {path!r}, which is none.")
+    if faults:
+        raise SettingsError(faults)
+
+
+def first_map(session: Session, particles: Particles) -> tuple[str, Any, bool]:
+    """Name of what made it, the map, and whether its grey scale is foreign."""
+    s = session.settings
+    if s.start.reference is not None:
+        path = Path(s.start.reference)
+        stat = path.stat()
+        name = f"reference:{path}:{stat.st_size}:{stat.st_mtime_ns}"
+        return name, reference_map(path, particles.size, particles.optics.pixel_size), True
+    run, volume = run_stochastic(session, particles)
+    return run, volume, False
+
+
+def run_pipeline(session: Session, until: str = "report", truth: Any = None) -> RunResult:
+    """Run every stage up to ``until``; what is finished is not computed again.
+
+    Parameters
+    ----------
+    session : Session
+    until : str
+        One of ``STAGES``.
+    truth : Tensor, optional
+        The known map of simulated micrographs, for the report.
+
+    Raises
+    ------
+    CryosegError
+        Bad settings or input, or a stage that cannot go on.
+    """
+    check(session, until)
+    result = RunResult(session)
+    last = STAGES.index(until)
+    out = session.project.export
+
+    def wanted(stage: str) -> bool:
+        return STAGES.index(stage) <= last
+
+    def timed(stage: str, action: Callable[[], Any]) -> Any:
+        started = time.monotonic()
+        value = action()
+        result.seconds[stage] = round(time.monotonic() - started, 2)
+        return value
+
+    optics = session.settings.data.optics
+    micrographs = result.micrographs = timed("ingest", lambda: run_ingest(session))
+    if not wanted("ctf"):
+        return result
+    fits = result.fits = timed("ctf", lambda: run_ctf(session, micrographs))
+    export.export_ctf(out / "micrographs_ctf.star", micrographs, fits, optics)
+    if not wanted("segment"):
+        return result
+    picks = result.picks = timed("pick", lambda: run_pick(session, micrographs, fits))
+    export.export_picks(out / "picks.star", micrographs, picks, optics)
+    if not wanted("extract"):
+        return result
+    particles = timed("extract", lambda: run_extract(session, micrographs, fits, picks))
+    result.extracted = result.particles = particles
+    if not wanted("abinitio"):
+        return result
+    name, volume, foreign = timed("abinitio", lambda: first_map(session, particles))
+    if not wanted("refine"):
+        return result
+    refined = result.refined = timed("refine", lambda: run_refine(session, particles, volume, name, any_scale=foreign))
+    result.particles = refined.particles
+    if not wanted("postprocess"):
+        return result
+    result.maps = timed("postprocess", lambda: finish_maps(session, refined))
+    if wanted("report"):
+        timed("report", lambda: write_report(session, result, truth))
+    export.export_result(out, result.figures())
+    return result
+
+
+def finish_maps(session: Session, refined: Refined) -> PostprocessResult:
+    """Post-process half maps and export everything that belongs to them."""
+    particles, out = refined.particles, session.project.export
+    maps = postprocess(
+        refined.half1,
+        refined.half2,
+        particles.optics.pixel_size,
+        session.settings.postprocess,
+        diameter=particles.diameter,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    export.export_maps(out, refined, maps)
+    export.export_stack(session, out / "particles.mrcs", particles)
+    export.export_particles(out / "particles.star", particles, stack="particles.mrcs")
+    return maps
+
+
+def load_result(project: Path) -> dict[str, Any]:
+    """``result.json`` of a project, empty where there is none."""
+    path = project / "export" / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,0 +1,117 @@
+"""An open project with its engine, settings and listeners."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryoseg_dist.pipeline.config import EngineSettings, RunSettings
+from cryoseg_dist.runtime.events import EventBus, JsonLog, Message, Sink
+from cryoseg_dist.runtime.executor import Executor
+from cryoseg_dist.runtime.inline import InlineExecutor
+from cryoseg_dist.runtime.runner import Runner
+from cryoseg_dist.schema.work import ArraySpec, MapStage, Unit
+from cryoseg_dist.store.ledger import Mark, project_lock, run_id
+from cryoseg_dist.store.manifest import write_manifest
+from cryoseg_dist.store.project import Project
+
+
+@dataclass
+class Session:
+    """What every step of the pipeline works with.
+
+    Attributes
+    ----------
+    settings : RunSettings
+    project : Project
+    runner : Runner
+    emit : EventBus
+    command : tuple of str
+        The command line, for provenance.
+    """
+
+    settings: RunSettings
+    project: Project
+    runner: Runner
+    emit: EventBus
+    command: tuple[str, ...]
+
+    def run_id(self, stage: str, settings: Mapping[str, Any], upstream: Mapping[str, str]) -> str:
+        """Name of a stage run; its manifest is written beside the ledger."""
+        name = run_id(stage, settings, upstream)
+        write_manifest(self.project, name, stage, settings, upstream, self.command)
+        return name
+
+    def map(
+        self,
+        stage: MapStage,
+        name: str,
+        specs: Sequence[ArraySpec],
+        units: Sequence[Unit],
+        *,
+        quiet: bool = False,
+        need_all: bool = False,
+    ) -> list[Mark]:
+        """Run a stage's units (see :meth:`Runner.run`)."""
+        return self.runner.run(stage, name, specs, units, quiet=quiet, need_all=need_all)
+
+    def say(self, text: str, stage: str = "") -> None:
+        """Tell the user a sentence."""
+        self.emit(Message(text, stage))
+
+
+def build_executor(settings: EngineSettings, root: Path) -> Executor:
+    """The engine that the settings name."""
+    if settings.engine == "inline":
+        return InlineExecutor(root)
+    # Ray takes seconds to import and is not needed inline.
+    from cryoseg_dist.runtime.ray_actors import RayExecutor
+
+    return RayExecutor(
+        root,
+        address=settings.ray_address,
+        workers=settings.workers,
+        cpus_per_worker=settings.cpus_per_worker,
+        gpus_per_worker=settings.gpus_per_worker,
+        deadline=settings.unit_deadline,
+    )
+
+
+@contextmanager
+def open_session(settings: RunSettings, root: Path, sinks: Sequence[Sink], command: Sequence[str]) -> Iterator[Session]:
+    """Lock and open a project, start its engine, and let go of both at the end.
+
+    Raises
+    ------
+    CryosegError
+        Another driver holds the project.
+    """
+    with project_lock(root):
+        project = Project(root, create=True)
+        project.write_json("settings.json", settings.model_dump(exclude_unset=True))
+        emit = EventBus(*sinks, JsonLog(root / "events.jsonl"))
+        executor = LazyExecutor(settings.engine, root)
+        try:
+            yield Session(settings, project, Runner(project, executor, emit), emit, tuple(command))
+        finally:
+            executor.close()
+
+
+class LazyExecutor:
+    """Starts the engine with the first unit: a run that has nothing left to compute starts none."""
+
+    def __init__(self, settings: EngineSettings, root: Path) -> None:
+        self._settings, self._root = settings, root
+        self._executor: Executor | None = None
+
+    def map(self, stage: MapStage, units: Sequence[Unit]) -> Any:
+        """Compute units on the engine."""
+        if self._executor is None:
+            self._executor = build_executor(self._settings, self._root)
+        return self._executor.map(stage, units)
+
+    def close(self) -> None:
+        """Stop the engine if it was started."""
+        if self._executor is not None:
+            self._executor.close()
