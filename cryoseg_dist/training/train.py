@@ -141,8 +141,8 @@ def save_model(path: Path, network: UNet, metadata: Mapping[str, Any]) -> None:
 class _Checkpoint:
     """Everything a training needs to go on as if it had never stopped."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, device: str) -> None:
+        self.path, self.device = path, device
 
     def save(self, state: Mapping[str, Any]) -> None:
         partial = self.path.with_suffix(".partial")
@@ -152,7 +152,7 @@ class _Checkpoint:
     def load(self) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
-        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location=self.device)
         return state
 
 
@@ -179,6 +179,7 @@ def train(
     *,
     start_from: Path | None = None,
     data: str = "",
+    device: str = "cpu",
     on_progress: Callable[[int, int, Mapping[str, float]], None] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> TrainResult:
@@ -195,6 +196,9 @@ def train(
         A model whose weights are the start (fine-tuning); its architecture is taken.
     data : str
         What the source draws from; a training that began with other data is not continued.
+    device : str
+        Torch device to fit on. A resumed training repeats the numbers of an uninterrupted one on the CPU; a GPU's
+        sums are not reproducible.
     on_progress : Callable, optional
         Called with the iteration, their number and the metrics.
     metadata : Mapping, optional
@@ -224,7 +228,7 @@ def train(
             "train.patch", f"an extent that suits depth {a.depth}", str(settings.patch), f"Take {fitting}."
         )
     torch.manual_seed(settings.seed)
-    network = UNet(a)
+    network = UNet(a).to(device)
     if start_from is not None:
         network.load_state_dict(load_model(start_from)[0].state_dict())
     average = {k: v.clone() for k, v in network.state_dict().items()}
@@ -232,7 +236,7 @@ def train(
     identity = json.dumps(
         [settings.model_dump(), a.to_dict(), digest(start_from) if start_from else None, data], sort_keys=True
     )
-    checkpoint = _Checkpoint(output / "checkpoint.pt")
+    checkpoint = _Checkpoint(output / "checkpoint.pt", device)
     first, history = 0, []
     held = checkpoint.load()
     if held is not None:
@@ -247,13 +251,13 @@ def train(
     _cut_log(output / "log.jsonl", first)
     with (output / "log.jsonl").open("a", encoding="utf-8") as log:
         for iteration in range(first, settings.iterations):
-            images, labels, weights = batch_of(source, settings, iteration, margin)
+            images, labels, weights = (t.to(device) for t in batch_of(source, settings, iteration, margin))
             # Dropout draws from this seed, so that a resumed training repeats it.
             torch.manual_seed(settings.seed * 1_000_003 + iteration)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, iteration)
             network.train()
-            with torch.autocast("cpu", torch.bfloat16, enabled=settings.half_precision):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.half_precision):
                 logits = network(images.contiguous(memory_format=torch.channels_last))
             logits = logits.float()
             loss = segmentation_loss(logits, labels, weights, settings.dice_share)
@@ -285,6 +289,7 @@ def train(
             if on_progress is not None:
                 on_progress(iteration + 1, settings.iterations, figures)
     network.load_state_dict(average)
+    network.cpu()
     tail = history[-max(1, len(history) // 10) :]
     names = sorted({name for figures in tail for name in figures})
     means = {n: float(np.mean([f[n] for f in tail if n in f])) for n in names}
