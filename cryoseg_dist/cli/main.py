@@ -8,35 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from cryoseg_dist.cli import options as opt
-
-DONE, FAILED, BAD_INPUT, SET_ASIDE = 0, 1, 2, 3
+from cryoseg_dist.cli import star
+from cryoseg_dist.cli.guard import DONE, SET_ASIDE, guarded
+from cryoseg_dist.cli.lazy import LazyGroup
 
 app = typer.Typer(
     name="cryoseg",
+    cls=LazyGroup,
     help="Single-particle cryo-EM: from micrographs to a 3D density map.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-def guarded(action: Callable[[], int]) -> None:
-    """Run a command and end the process with its exit code; errors made on purpose become one clear text."""
-    from cryoseg_dist.errors import BadInputError, CryosegError, SettingsError
-
-    try:
-        code = action()
-    except (BadInputError, SettingsError) as fault:
-        typer.echo(f"cryoseg: {fault}", err=True)
-        code = BAD_INPUT
-    except CryosegError as fault:
-        typer.echo(f"cryoseg: {fault}", err=True)
-        code = FAILED
-    except KeyboardInterrupt:
-        typer.echo("cryoseg: stopped; the same command goes on where this one ended", err=True)
-        code = FAILED
-    raise typer.Exit(code)
 
 
 def run_until(
@@ -94,7 +78,6 @@ STAGES = {
     "extract": "Particle windows, normalised and sorted.",
     "classify": "2D class averages and the particles in good classes.",
     "abinitio": "A first map: common lines, stochastic EM or a reference.",
-    "refine": "Maximum-likelihood refinement with gold-standard half sets.",
     "postprocess": "Mask, FSC and sharpened map from the half maps.",
     "report": "The HTML report.",
 }
@@ -104,6 +87,9 @@ for _stage, _help in STAGES.items():
     app.command(_stage, help=_help + " Runs what it needs first; a second run computes nothing again.")(
         stage_command(_stage)
     )
+
+app.command("reconstruct")(star.reconstruct)
+app.command("refine")(star.refine_command(stage_command("refine")))
 
 
 @app.command()

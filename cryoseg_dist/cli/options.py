@@ -22,6 +22,7 @@ MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics 
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="Any other setting, as in --set ctf.tile_size=512.")
 ]
+Padding = Annotated[int | None, typer.Option(help="Oversampling of Fourier space.")]
 Output = Annotated[Path | None, typer.Option(help="Also write this stage's STAR file here.")]
 
 PLACES = {
@@ -32,11 +33,32 @@ PLACES = {
     "amplitude_contrast": "data.amplitude_contrast",
     "diameter": "particle.diameter",
     "symmetry": "particle.symmetry",
+    "padding": "reconstruct.padding",
     "engine": "engine.engine",
     "ray_address": "engine.ray_address",
     "workers": "engine.workers",
     "metrics_port": "engine.metrics_port",
 }
+
+
+def from_pairs(assignments: list[str] | None) -> dict[str, Any]:
+    """Settings from ``NAME=VALUE`` texts; values read as TOML.
+
+    Raises
+    ------
+    SettingsError
+        A text without an equals sign.
+    """
+    from cryoseg_dist.errors import SettingsError
+    from cryoseg_dist.pipeline.config import parse_value
+
+    out = {}
+    for text in assignments or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise SettingsError([f"--set {text}: expected NAME=VALUE."])
+        out[key.strip()] = parse_value(value)
+    return out
 
 
 def flag_layer(flags: Mapping[str, Any], assignments: list[str] | None) -> dict[str, Any]:

@@ -84,14 +84,17 @@ def export_particles(path: Path, particles: Particles, *, stack: str | None = No
     Parameters
     ----------
     stack : str, optional
-        Name of the stack that the images were written to, in the table's order.
+        Name of the stack that the images were written to, in the table's order. Not given for images in foreign
+        stacks: their names are kept.
     """
     table = particles.table.drop(columns=[c for c in ("store_index",) if c in particles.table])
     if stack is not None:
         table = table.assign(image_name=[f"{i:06d}@{stack}" for i in range(1, len(table) + 1)])
     first = [c.name for c in columns.PARTICLES if c.name in table]
     table = table[[*first, *(c for c in table if c not in first)]]
-    write_star(path, {"optics": optics_table(particles.optics, particles.size), "particles": table})
+    groups = particles.optics_groups
+    optics = optics_table(particles.optics, particles.size) if groups is None else groups
+    write_star(path, {"optics": optics, "particles": table})
 
 
 def export_stack(session: Session, path: Path, particles: Particles) -> None:

@@ -77,6 +77,13 @@ def mean_power(session: Session, particles: Particles) -> Tensor:
     return shell_mean(to_fourier(torch.from_numpy(images)).abs().square(), particles.size).mean(dim=0)
 
 
+def half_sets_of(particles: Particles, seed: int) -> np.ndarray:
+    """Half set (0 or 1) of each particle: the table's, else at random."""
+    if "random_subset" in particles.table:
+        return particles.table["random_subset"].to_numpy(np.int64) - 1
+    return refine.half_sets(len(particles), seed)
+
+
 def batches_of(half: np.ndarray, size: int, rows: np.ndarray | None = None) -> list[Batch]:
     """Units' particles: half sets apart, in ascending order."""
     out = []
@@ -328,7 +335,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
     size, pixel, diameter = particles.size, particles.optics.pixel_size, particles.diameter
     config = {"refine": settings.model_dump(), "symmetry": symmetry, "diameter": diameter, "padding": padding}
     run = session.run_id("refine", config, {"particles": particles.run, "start": start_name})
-    half = refine.half_sets(len(particles), settings.seed)
+    half = half_sets_of(particles, settings.seed)
     batches = batches_of(half, settings.unit_size)
     state, history = _last_state(session, run)
     if state is None:

@@ -39,6 +39,8 @@ class Particles:
     sources : tuple of ImageFile, optional
         One section a row, where the images are in foreign stacks.
     set_aside : tuple of SetAside
+    optics_groups : DataFrame, optional
+        The optics table that came with the particles.
     """
 
     run: str
@@ -49,6 +51,7 @@ class Particles:
     array: str | None = None
     sources: tuple[ImageFile, ...] | None = None
     set_aside: tuple[SetAside, ...] = ()
+    optics_groups: pd.DataFrame | None = None
 
     def __len__(self) -> int:
         return len(self.table)

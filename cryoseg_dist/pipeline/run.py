@@ -250,6 +250,9 @@ def finish_maps(session: Session, refined: Refined) -> PostprocessResult:
     )
     out.mkdir(parents=True, exist_ok=True)
     export.export_maps(out, refined, maps)
+    if particles.sources is not None:
+        export.export_particles(out / "particles.star", particles)
+        return maps
     export.export_stack(session, out / "particles.mrcs", particles)
     export.export_particles(out / "particles.star", particles, stack="particles.mrcs")
     return maps

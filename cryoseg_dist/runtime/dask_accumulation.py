@@ -17,7 +17,7 @@ import numpy as np
 from dask.delayed import Delayed, delayed
 
 from cryoseg_dist.errors import StageFailedError
-from cryoseg_dist.runtime.reading import read_all
+from cryoseg_dist.runtime.reading import LazyInputs
 from cryoseg_dist.schema.work import ArraySpec, Outcome, Region, Unit
 from cryoseg_dist.store.ledger import Ledger, Mark
 from cryoseg_dist.store.project import Project
@@ -159,11 +159,11 @@ def _add(parts: Sequence[np.ndarray]) -> np.ndarray:
 def _fold(root: str, stage: ReduceStage, unit: Unit, checkpoint: str | None, index: int, done: bool) -> np.ndarray:
     project = Project(Path(root))
     if checkpoint is None:
-        return stage.partial(unit, read_all(project, unit.reads))
+        return stage.partial(unit, LazyInputs(project, unit.reads))
     region = Region(f"{checkpoint}/partials", (index, 0, 0, 0, 0), (index + 1, *stage.partial_shape))
     if done:
         return project.read(region)[0]
-    total = stage.partial(unit, read_all(project, unit.reads))
+    total = stage.partial(unit, LazyInputs(project, unit.reads))
     project.write(region, total[None])
     with Ledger(project.ledger_path(checkpoint)) as ledger:
         ledger.append(Mark(unit.key, Outcome.DONE))

@@ -1,6 +1,6 @@
 """Resolving the reads of units, the same in every engine."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -29,3 +29,22 @@ def read(project: Project, source: Read) -> np.ndarray:
 def read_all(project: Project, sources: Mapping[str, Read]) -> dict[str, np.ndarray]:
     """Read named inputs."""
     return {name: read(project, source) for name, source in sources.items()}
+
+
+class LazyInputs(Mapping[str, np.ndarray]):
+    """Named inputs, each read when it is asked for and not kept: for units that take more than fits the memory."""
+
+    def __init__(self, project: Project, sources: Mapping[str, Read]) -> None:
+        self._project, self._sources = project, sources
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return read(self._project, self._sources[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)

@@ -53,12 +53,15 @@ class FoldStage:
     padding : int
     noise : ndarray, float32, shape (2, size // 2 + 1), optional
         Noise variance by half set and shell that slices are weighted with.
+    max_shell : float, optional
+        Fourier pixels beyond this radius are left out; the inscribed circle when not given.
     """
 
     optics: Optics
     size: int
     padding: int = 2
     noise: np.ndarray | None = None
+    max_shell: float | None = None
 
     @property
     def name(self) -> str:
@@ -79,11 +82,11 @@ class FoldStage:
     def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sum over one fold, float32, of ``partial_shape``."""
         total = empty_accumulator(self.size, self.padding)
-        ky, kx = disc_pixels(self.size, self.size / 2)
+        ky, kx = disc_pixels(self.size, self.max_shell or self.size / 2)
         inverse_noise = self._inverse_noise(int(unit.parameters["half"]), ky, kx)
         for i, part in enumerate(unit.parameters["parts"]):
-            rows = part.get("rows")
-            images = inputs[f"images/{i}"] if rows is None else inputs[f"images/{i}"][np.asarray(rows)]
+            rows, images = part.get("rows"), inputs[f"images/{i}"]
+            images = images if rows is None else images[np.asarray(rows)]
             poses = inputs[f"poses/{i}"][0, : len(images)] if f"poses/{i}" in inputs else part["poses"]
             self._insert(total, images, np.asarray(part["ctf"]), np.asarray(poses), inverse_noise, ky, kx)
         return total.numpy()
@@ -156,11 +159,19 @@ def relative_regularisation(accumulator: Tensor, size: int, padding: int, share:
     return share.to(mean.dtype) * mean[at]
 
 
-def maps_of_halves(totals: list[Tensor], size: int, padding: int, wiener: float = 0.0) -> list[Tensor]:
+def maps_of_halves(
+    totals: list[Tensor], size: int, padding: int, wiener: float = 0.0, max_shell: float | None = None
+) -> list[Tensor]:
     """Unregularised (or lightly regularised) map of each half set."""
     share = torch.full((size // 2 + 1,), wiener)
     return [
-        finish(t, size, padding=padding, regularisation=relative_regularisation(t, size, padding, share))
+        finish(
+            t,
+            size,
+            padding=padding,
+            regularisation=relative_regularisation(t, size, padding, share),
+            max_shell=max_shell,
+        )
         for t in totals
     ]
 
