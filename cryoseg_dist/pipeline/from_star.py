@@ -26,7 +26,7 @@ from cryoseg_dist.runtime.events import StageFinished, StageStarted, UnitFinishe
 from cryoseg_dist.schema import columns
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import ImageFile, Outcome, Unit
-from cryoseg_dist.stages.reconstruct import FoldStage, complete, maps_of_halves, pose_table
+from cryoseg_dist.stages.reconstruct import FoldStage, complete, maps_of_sums, pose_table
 from cryoseg_dist.store.ledger import Ledger
 
 # Images a fold reads at once, and images of a fold at most: what an interruption can cost.
@@ -242,11 +242,12 @@ def run_reconstruct(session: Session, particles: Particles, max_resolution: floa
     stage = FoldStage(particles.optics, size, padding, max_shell=max_shell)
     sums = accumulate.sums(stage, groups, checkpoint=run, on_fold=tell)
     totals = [complete(sums[name], symmetry, size, padding) for name in groups]
-    half1, half2 = maps_of_halves(totals, size, padding, settings.wiener, max_shell)
+    totals.append(totals[0] + totals[1])
+    half1, half2, full = maps_of_sums(totals, size, padding, settings.wiener, max_shell)
     outcomes = {str(Outcome.DONE): sum(map(len, groups.values()))}
     session.emit(StageFinished("reconstruct", run, outcomes, time.monotonic() - started))
     table = t.assign(random_subset=half + 1)
-    return Refined(run, replace(particles, table=table), half1, half2, ())
+    return Refined(run, replace(particles, table=table), half1, half2, (), full)
 
 
 def reconstruct(session: Session, particles: Particles, max_resolution: float | None = None) -> RunResult:

@@ -43,6 +43,8 @@ class Refined:
         Unregularised.
     iterations : tuple of Mapping
         Figures of each.
+    full : Tensor, optional, shape (n, n, n)
+        The map of both half sets' sum.
     """
 
     run: str
@@ -50,6 +52,7 @@ class Refined:
     half1: Tensor
     half2: Tensor
     iterations: tuple[Mapping[str, float], ...]
+    full: Tensor | None = None
 
 
 @dataclass(frozen=True)

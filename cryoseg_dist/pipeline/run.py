@@ -247,6 +247,7 @@ def finish_maps(session: Session, refined: Refined) -> PostprocessResult:
         particles.optics.pixel_size,
         session.settings.postprocess,
         diameter=particles.diameter,
+        full=refined.full,
     )
     out.mkdir(parents=True, exist_ok=True)
     export.export_maps(out, refined, maps)

@@ -101,6 +101,7 @@ def postprocess(
     *,
     diameter: float | None = None,
     mask: Tensor | None = None,
+    full: Tensor | None = None,
 ) -> PostprocessResult:
     """Mask, compare and sharpen two independent half maps.
 
@@ -115,6 +116,8 @@ def postprocess(
         Particle diameter in A, the outer bound of an automatic mask.
     mask : Tensor, optional
         Used instead of an automatic one.
+    full : Tensor, optional
+        The map of all particles together; the mean of the half maps when not given.
 
     Raises
     ------
@@ -131,7 +134,7 @@ def postprocess(
     if not (torch.isfinite(half1).all() and torch.isfinite(half2).all()):
         raise BadInputError("half maps", "finite values", "NaN or infinity")
     n = half1.shape[-1]
-    average = 0.5 * (half1 + half2)
+    average = 0.5 * (half1 + half2) if full is None else full
     if mask is None:
         mask = automatic_mask(average, pixel_size, settings, diameter)
         if float(mask.max()) == 0.0:

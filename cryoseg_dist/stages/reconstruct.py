@@ -159,10 +159,10 @@ def relative_regularisation(accumulator: Tensor, size: int, padding: int, share:
     return share.to(mean.dtype) * mean[at]
 
 
-def maps_of_halves(
+def maps_of_sums(
     totals: list[Tensor], size: int, padding: int, wiener: float = 0.0, max_shell: float | None = None
 ) -> list[Tensor]:
-    """Unregularised (or lightly regularised) map of each half set."""
+    """Unregularised (or lightly regularised) map of each completed sum."""
     share = torch.full((size // 2 + 1,), wiener)
     return [
         finish(
