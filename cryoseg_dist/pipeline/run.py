@@ -37,7 +37,7 @@ class RunResult:
     micrographs, fits, picks, extracted, particles, refined, maps
         Of each stage that ran; ``particles`` are those that were refined or are ready to be.
     seconds : dict of str to float
-        Wall-clock time of each stage in this call.
+        Wall-clock time of each stage, earlier calls included.
     """
 
     session: Session
@@ -199,13 +199,18 @@ def run_pipeline(session: Session, until: str = "report", truth: Any = None) -> 
     last = STAGES.index(until)
     out = session.project.export
 
+    spent: dict[str, float] = session.project.read_json("state/seconds.json") or {}
+
     def wanted(stage: str) -> bool:
         return STAGES.index(stage) <= last
 
     def timed(stage: str, action: Callable[[], Any]) -> Any:
         started = time.monotonic()
         value = action()
-        result.seconds[stage] = round(time.monotonic() - started, 2)
+        # What earlier calls took counts too: a stage that is finished takes none now.
+        spent[stage] = round(spent.get(stage, 0.0) + time.monotonic() - started, 2)
+        result.seconds[stage] = spent[stage]
+        session.project.write_json("state/seconds.json", spent)
         return value
 
     optics = session.settings.data.optics
