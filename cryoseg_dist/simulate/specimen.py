@@ -1,6 +1,7 @@
 """Density maps with known truth: from atomic models, or made up."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import gemmi
@@ -12,6 +13,7 @@ from torch import Tensor
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.kernels.fourier import to_fourier, to_real
 from cryoseg_dist.kernels.sharpen import low_pass_shell
+from cryoseg_dist.kernels.slices import prepare_volume
 from cryoseg_dist.kernels.symmetry import operators
 
 
@@ -34,6 +36,11 @@ class Specimen:
     pixel_size: float
     symmetry: str
     diameter: float
+
+    @cached_property
+    def transform(self) -> Tensor:
+        """The volume's transform for slicing, computed once."""
+        return prepare_volume(self.volume)
 
 
 def splat(points: np.ndarray, weights: np.ndarray, size: int, pixel_size: float, resolution: float) -> Tensor:
