@@ -160,7 +160,7 @@ def simulate_micrograph(
     absorbed = np.zeros(shape, dtype=np.float32)
     if matter.random() < settings.carbon:
         film = carbon_film(matter, shape)
-        frame[inner] += film * matter.standard_normal(shape, dtype=np.float32) * np.float32(2.0 * max(grain, 0.3))
+        frame[inner] += film * matter.standard_normal(shape, dtype=np.float32) * np.float32(3.0 * max(grain, 0.3))
         absorbed += film * np.float32(matter.uniform(0.08, 0.25))
         mask[film] = CARBON
     for _ in range(matter.poisson(settings.contamination)):

@@ -128,7 +128,7 @@ def dirt(rng: np.random.Generator, shape: tuple[int, int], diameter_px: float) -
     """One piece of dirt with a lobed outline, of half to three particle diameters; round, flat or of grains."""
     cy, cx = rng.uniform(0, shape[0]), rng.uniform(0, shape[1])
     radius = 0.5 * diameter_px * rng.uniform(0.6, 3.0)
-    lobes = rng.normal(0, 0.12, 4)
+    lobes = rng.normal(0, 0.08, 4)
     phases = rng.uniform(0, 2 * np.pi, 4)
     kind = rng.choice(("drop", "crystal", "grains"))
     reach = int(np.ceil(2.0 * radius))

@@ -16,8 +16,11 @@ from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.schema.work import ArraySpec, Read, Region, Unit, UnitResult
 
 SHARD, CHUNK = 1024, 16
-# Windows cut at once, which bounds the memory of a unit.
+# Windows cut at once, and bytes of micrographs that a unit reads: they bound its memory.
 BATCH = 128
+LARGEST_READ = 512 * 2**20
+# Windows of almost no background contrast stay within float16.
+LIMIT = 65000.0
 
 
 class ExtractSettings(Settings):
@@ -70,10 +73,38 @@ def window_geometry(settings: ExtractSettings, pixel_size: float, diameter: floa
     return WindowGeometry(raw, size, pixel_size, raw * pixel_size / size, radius, 0.5 * diameter)
 
 
-def array_specs(run: str, n_particles: int, where: WindowGeometry) -> list[ArraySpec]:
-    """The arrays ``<run>/images`` and ``<run>/statistics``."""
+def shard_size(index: np.ndarray, shape: tuple[int, int], largest_read: int = LARGEST_READ) -> int:
+    """Particles of a shard, so that none needs more micrographs than a unit may read.
+
+    Parameters
+    ----------
+    index : ndarray, int, shape (p,)
+        Micrograph of each particle, ascending.
+    shape : tuple of int
+        Rows and columns of a micrograph, float16.
+    largest_read : int
+        Bytes.
+
+    Returns
+    -------
+    int
+        1024, or half as often as needed down to a chunk of 16, the least there is: at one particle a micrograph a
+        unit reads 16 micrographs, whatever their size.
+    """
+    allowed = max(1, largest_read // (2 * shape[0] * shape[1]))
+    shard = SHARD
+    while shard > CHUNK:
+        starts = np.arange(0, len(index), shard)
+        if all(len(np.unique(index[a : a + shard])) <= allowed for a in starts):
+            break
+        shard //= 2
+    return shard
+
+
+def array_specs(run: str, n_particles: int, where: WindowGeometry, shard: int = SHARD) -> list[ArraySpec]:
+    """The arrays ``<run>/images`` and ``<run>/statistics``; ``shard`` is from :func:`shard_size`."""
     n = max(1, n_particles)
-    shard = min(SHARD, CHUNK * math.ceil(n / CHUNK))
+    shard = min(shard, CHUNK * math.ceil(n / CHUNK))
     return [
         ArraySpec(
             f"{run}/images",
@@ -106,6 +137,7 @@ def plan(
     x: np.ndarray,
     y: np.ndarray,
     where: WindowGeometry,
+    shard: int = SHARD,
 ) -> list[Unit]:
     """One unit a shard of particles, reading the micrographs that they lie in.
 
@@ -120,9 +152,11 @@ def plan(
     x, y : ndarray, shape (p,)
         Centres in pixels of the micrograph.
     where : WindowGeometry
+    shard : int
+        Particles of a shard, as given to :func:`array_specs`.
     """
     n, size = len(index), where.size
-    shard = array_specs(run, n, where)[0].shards[0]
+    shard = array_specs(run, n, where, shard)[0].shards[0]
     units = []
     for start in range(0, n, shard):
         stop = min(start + shard, n)
@@ -142,12 +176,12 @@ def plan(
 
 
 def rounded_centres(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels that windows are centred on."""
+    """Pixels that windows are centred on: the nearest ones, where RELION drops the fraction."""
     return np.round(x).astype(np.int64), np.round(y).astype(np.int64)
 
 
 def residual_origins(x: np.ndarray, y: np.ndarray, pixel_size: float) -> tuple[np.ndarray, np.ndarray]:
-    """Origins in A that centre windows cut at whole pixels."""
+    """``origin_x`` and ``origin_y`` in A that centre the particles of windows cut at whole pixels."""
     cx, cy = rounded_centres(x, y)
     return (cx - x) * pixel_size, (cy - y) * pixel_size
 
@@ -212,7 +246,7 @@ class ExtractStage:
         if where.size != where.raw:
             windows = resample(windows, where.size)
             windows = normalise_background(windows, where.background_radius / where.pixel_size)
-        return windows
+        return windows.clamp(-LIMIT, LIMIT)
 
 
 def sort_particles(statistics: np.ndarray, settings: ExtractSettings) -> np.ndarray:
@@ -235,7 +269,9 @@ def sort_particles(statistics: np.ndarray, settings: ExtractSettings) -> np.ndar
     return keep
 
 
-def usable_centres(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def usable_centres(
+    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
     """Which centres lie on the micrograph; windows may reach beyond it."""
     cx, cy = rounded_centres(np.asarray(x, float), np.asarray(y, float))
     return (cx >= 0) & (cy >= 0) & (cx < shape[1]) & (cy < shape[0])
