@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryoseg_dist.kernels.fourier import shell_mean, shells, to_real
 from cryoseg_dist.kernels.slices import gridding_profile
 
 
@@ -45,6 +44,8 @@ def _insert(
         top = max(top, abs(ky[p]), kx[p])
     phase_x = np.empty(top + 1, np.complex64)
     phase_y = np.empty(2 * top + 1, np.complex64)
+    one, pad = np.float32(1.0), np.float32(padding)
+    flat, row = accumulator.reshape(-1), 3 * (m // 2 + 1)
     for q in range(pose_image.shape[0]):
         i = pose_image[q]
         w = pose_weight[q]
@@ -56,39 +57,44 @@ def _insert(
             phase_x[k] = np.complex64(np.exp(1j * step_x * k))
         for k in range(-top, top + 1):
             phase_y[k + top] = np.complex64(np.exp(1j * step_y * k))
-        ax, ay, az = rotations[q, 0, 0] * padding, rotations[q, 0, 1] * padding, rotations[q, 0, 2] * padding
-        bx, by, bz = rotations[q, 1, 0] * padding, rotations[q, 1, 1] * padding, rotations[q, 1, 2] * padding
+        ax, ay, az = rotations[q, 0, 0] * pad, rotations[q, 0, 1] * pad, rotations[q, 0, 2] * pad
+        bx, by, bz = rotations[q, 1, 0] * pad, rotations[q, 1, 1] * pad, rotations[q, 1, 2] * pad
         for p in range(ky.shape[0]):
             fx, fy = np.float32(kx[p]), np.float32(ky[p])
-            value = images[i, p] * phase_x[kx[p]] * phase_y[ky[p] + top]
+            value = images[i, p] * (phase_x[kx[p]] * phase_y[ky[p] + top])
             re, im, wt = value.real * w, value.imag * w, weights[i, p] * w
             x = ax * fx + bx * fy
             y = ay * fx + by * fy
             z = az * fx + bz * fy
-            if x < 0.0:
+            if x < np.float32(0.0):
                 x, y, z, im = -x, -y, -z, -im
-            x0, y0, z0 = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+            low_x, low_y, low_z = np.floor(x), np.floor(y), np.floor(z)
+            x0, y0, z0 = int(low_x), int(low_y), int(low_z)
             if x0 > limit or abs(y0) > limit or abs(z0) > limit:
                 continue
-            dx, dy, dz = x - x0, y - y0, z - z0
-            for iz in range(2):
-                zz = z0 + iz
-                if zz < 0:
-                    zz += m
-                wz = dz if iz else 1.0 - dz
-                for iy in range(2):
-                    yy = y0 + iy
-                    if yy < 0:
-                        yy += m
-                    wzy = wz * (dy if iy else 1.0 - dy)
-                    near, far = wzy * (1.0 - dx), wzy * dx
-                    cell = accumulator[zz, yy]
-                    cell[x0, 0] += near * re
-                    cell[x0, 1] += near * im
-                    cell[x0, 2] += near * wt
-                    cell[x0 + 1, 0] += far * re
-                    cell[x0 + 1, 1] += far * im
-                    cell[x0 + 1, 2] += far * wt
+            dx, dy, dz = x - low_x, y - low_y, z - low_z
+            y1, z1 = y0 + 1, z0 + 1
+            if y0 < 0:
+                y0 += m
+            if y1 < 0:
+                y1 += m
+            if z0 < 0:
+                z0 += m
+            if z1 < 0:
+                z1 += m
+            for corner in range(4):
+                yy = y1 if corner & 1 else y0
+                zz = z1 if corner & 2 else z0
+                far = (dy if corner & 1 else one - dy) * (dz if corner & 2 else one - dz)
+                near = far - far * dx
+                far = far * dx
+                at = (zz * m + yy) * row + 3 * x0
+                flat[at] += near * re
+                flat[at + 1] += near * im
+                flat[at + 2] += near * wt
+                flat[at + 3] += far * re
+                flat[at + 4] += far * im
+                flat[at + 5] += far * wt
 
 
 def _insert_torch(
@@ -248,7 +254,7 @@ def symmetrise(accumulator: Tensor, operators: Tensor, max_shell: float, padding
     Tensor, float32, of the same shape
     """
     if operators.shape[0] == 1:
-        return accumulator.clone()
+        return accumulator
     source = accumulator.cpu().contiguous()
     out = torch.zeros_like(source)
     # Rounding keeps operators that map the grid onto itself exact.
@@ -287,21 +293,75 @@ def finish(
     -----
     Weights below a thousandth of their shell's mean are raised to it (Scheres 2012), so that empty voxels stay finite.
     """
-    m = accumulator.shape[0]
-    limit = (size - 1) // 2 if max_shell is None else max_shell
-    index = shells(m, 3, accumulator.device)
-    numerator = torch.view_as_complex(accumulator[..., :2].contiguous())
-    weight = accumulator[..., 2]
-    mean = shell_mean(weight, m, 3)
-    mean = torch.cat((mean, mean.new_zeros(int(index.max()) + 1 - mean.numel())))
-    total = weight
+    limit = padding * ((size - 1) // 2 if max_shell is None else max_shell)
+    mean = shell_weights(accumulator).to(torch.float32)
+    added = torch.zeros_like(mean)
     if regularisation is not None:
-        unpadded = torch.round(index.to(torch.float32) / padding).long().clamp(max=regularisation.numel() - 1)
-        total = total + regularisation.to(weight.device, weight.dtype)[unpadded]
-    total = torch.maximum(total, mean[index] / 1000.0)
-    usable = (total > 0) & (index <= limit * padding)
-    spectrum = torch.where(usable, numerator / total.clamp(min=torch.finfo(total.dtype).tiny), 0.0)
-    padded = to_real(spectrum, m, 3)
-    before = m // 2 - size // 2
-    inner = padded[before : before + size, before : before + size, before : before + size]
-    return inner / gridding_profile(size, padding, inner.device)
+        unpadded = torch.round(torch.arange(len(mean)) / padding).long().clamp(max=regularisation.numel() - 1)
+        added = regularisation.cpu().to(torch.float32)[unpadded]
+    source = accumulator.cpu().contiguous()
+    spectrum = torch.empty(source.shape[:3], dtype=torch.complex64)
+    _divide(source.numpy(), (mean / 1000.0).numpy(), added.numpy(), limit, spectrum.numpy())
+    return _central_cube(spectrum.to(accumulator.device), size) / gridding_profile(size, padding, accumulator.device)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _sum_shells(accumulator: np.ndarray, total: np.ndarray, count: np.ndarray) -> None:
+    m, width = accumulator.shape[0], accumulator.shape[2]
+    for iz in range(m):
+        z = iz if 2 * iz < m else iz - m
+        for iy in range(m):
+            y = iy if 2 * iy < m else iy - m
+            for x in range(width):
+                shell = int(np.sqrt(np.float32(x * x + y * y + z * z)) + np.float32(0.5))
+                if shell >= total.shape[0]:
+                    break
+                # Friedel mates count where they are not stored.
+                times = 1.0 if x == 0 or 2 * x == m else 2.0
+                total[shell] += times * accumulator[iz, iy, x, 2]
+                count[shell] += times
+
+
+def shell_weights(accumulator: Tensor) -> Tensor:
+    """Mean weight by shell of the padded grid.
+
+    Parameters
+    ----------
+    accumulator : Tensor, float32, shape (m, m, m // 2 + 1, 3)
+
+    Returns
+    -------
+    Tensor, float64, shape (m // 2 + 1,)
+        On the processor.
+    """
+    n_shells = accumulator.shape[0] // 2 + 1
+    total, count = np.zeros(n_shells), np.zeros(n_shells)
+    _sum_shells(accumulator.cpu().contiguous().numpy(), total, count)
+    return torch.from_numpy(total / count)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _divide(accumulator: np.ndarray, least: np.ndarray, added: np.ndarray, limit: float, out: np.ndarray) -> None:
+    m, width = accumulator.shape[0], accumulator.shape[2]
+    for iz in range(m):
+        z = iz if 2 * iz < m else iz - m
+        for iy in range(m):
+            y = iy if 2 * iy < m else iy - m
+            for x in range(width):
+                shell = int(np.sqrt(np.float32(x * x + y * y + z * z)) + np.float32(0.5))
+                out[iz, iy, x] = 0.0
+                if shell > limit or shell >= least.shape[0]:
+                    continue
+                weight = max(accumulator[iz, iy, x, 2] + added[shell], least[shell])
+                if weight > 0.0:
+                    out[iz, iy, x] = complex(accumulator[iz, iy, x, 0] / weight, accumulator[iz, iy, x, 1] / weight)
+
+
+def _central_cube(spectrum: Tensor, size: int) -> Tensor:
+    """Inverse transform of a centred half spectrum, axis by axis, each cropped before the next."""
+    m, before = spectrum.shape[0], size // 2
+    for axis in (0, 1):
+        lines = torch.fft.ifft(spectrum, dim=axis)
+        spectrum = torch.cat((lines.narrow(axis, m - before, before), lines.narrow(axis, 0, size - before)), dim=axis)
+    lines = torch.fft.irfft(spectrum, n=m, dim=2)
+    return torch.cat((lines[..., m - before :], lines[..., : size - before]), dim=2)

@@ -120,3 +120,59 @@ def ctf(
     if b_factor is not None:
         out = out * torch.exp(-0.25 * column(b_factor) * k * k)
     return out
+
+
+def ctf_pixels(
+    ky: Tensor,
+    kx: Tensor,
+    size: int,
+    pixel_size: float,
+    defocus_u: Tensor,
+    defocus_v: Tensor,
+    defocus_angle: Tensor,
+    phase_shift: Tensor,
+    *,
+    voltage: float,
+    spherical_aberration: float,
+    amplitude_contrast: float,
+) -> Tensor:
+    """Transfer functions at some Fourier pixels only; the values of :func:`ctf` there.
+
+    Parameters
+    ----------
+    ky, kx : Tensor, int64, shape (p,)
+        Signed indices.
+    size : int
+        Image extent in pixels.
+    pixel_size : float
+        A.
+    defocus_u, defocus_v, defocus_angle, phase_shift : Tensor, shape (n,)
+        A, A, degrees, degrees.
+
+    Returns
+    -------
+    Tensor, float32, shape (n, p)
+
+    Notes
+    -----
+    ``k^2 cos 2(azimuth - angle)`` is a quadratic form of the indices, so all phases are one matrix product.
+    """
+    lam, scale = wavelength(voltage), 1.0 / (size * pixel_size)
+    y, x = ky.to(torch.float32) * scale, kx.to(torch.float32) * scale
+    k2 = x * x + y * y
+    fixed = -0.5 * math.pi * lam**3 * spherical_aberration * 1e7 * k2 * k2 + math.asin(amplitude_contrast)
+    basis = torch.stack((k2, x * x - y * y, 2.0 * x * y, torch.ones_like(k2), fixed))
+    half = 0.5 * math.pi * lam
+    u, v, angle, phase = (t.to(torch.float32) for t in (defocus_u, defocus_v, defocus_angle, phase_shift))
+    double = 2.0 * torch.deg2rad(angle)
+    factors = torch.stack(
+        (
+            half * (u + v),
+            half * (u - v) * torch.cos(double),
+            half * (u - v) * torch.sin(double),
+            torch.deg2rad(phase),
+            torch.ones_like(u),
+        ),
+        dim=1,
+    )
+    return torch.sin(factors @ basis)

@@ -30,7 +30,7 @@ from cryoseg_dist.stages.reconstruct import FoldStage, complete, maps_of_sums, p
 from cryoseg_dist.store.ledger import Ledger
 
 # Images a fold reads at once, and images of a fold at most: what an interruption can cost.
-PART_IMAGES, FOLD_IMAGES = 512, 16384
+PART_IMAGES, FOLD_IMAGES = 256, 16384
 # Faults of one kind that are spelled out.
 FAULTS_SHOWN = 10
 IMAGE_COLUMNS = ("image_name", "defocus_u", "defocus_v", "defocus_angle")
@@ -225,7 +225,7 @@ def run_reconstruct(session: Session, particles: Particles, max_resolution: floa
     # Held, so that a run goes on with its folds whatever the number of workers is now.
     held = session.project.read_json(f"state/{run}/folds.json")
     if held is None:
-        wanted = max(settings.folds_per_worker * accumulate.workers, -(-n_largest // FOLD_IMAGES))
+        wanted = max(-(-settings.folds_per_worker * accumulate.workers // 2), -(-n_largest // FOLD_IMAGES))
         held = {"folds": max(1, min(wanted, n_largest))}
         session.project.write_json(f"state/{run}/folds.json", held)
     t = particles.table
@@ -254,7 +254,7 @@ def reconstruct(session: Session, particles: Particles, max_resolution: float | 
     """Reconstruct from known poses and export the maps."""
     started = time.monotonic()
     refined = run_reconstruct(session, particles, max_resolution)
-    return export_all(session, particles, refined, {"reconstruct": round(time.monotonic() - started, 2)})
+    return export_all(session, refined, {"reconstruct": round(time.monotonic() - started, 2)})
 
 
 def refine(session: Session, particles: Particles, reference: Path) -> RunResult:
@@ -270,11 +270,25 @@ def refine(session: Session, particles: Particles, reference: Path) -> RunResult
     name = f"reference:{reference.absolute()}:{stat.st_size}:{stat.st_mtime_ns}"
     volume = reference_map(reference, particles.size, particles.optics.pixel_size)
     refined = run_refine(session, particles, volume, name, any_scale=True)
-    return export_all(session, particles, refined, {"refine": round(time.monotonic() - started, 2)})
+    return export_all(session, refined, {"refine": round(time.monotonic() - started, 2)})
 
 
-def export_all(session: Session, particles: Particles, refined: Refined, seconds: Mapping[str, float]) -> RunResult:
+def findable(particles: Particles, folder: Path) -> Particles:
+    """Particles whose image names lead to their stacks from a folder: kept where they do, absolute elsewhere."""
+    stacks: dict[str, str] = {}
+    names = []
+    for name, source in zip(particles.table["image_name"], particles.sources or (), strict=True):
+        section, _, stack = name.partition("@")
+        if stack not in stacks:
+            kept = find_stack(stack, folder) == Path(source.path)
+            stacks[stack] = stack if kept else source.path
+        names.append(f"{section}@{stacks[stack]}")
+    return replace(particles, table=particles.table.assign(image_name=names))
+
+
+def export_all(session: Session, refined: Refined, seconds: Mapping[str, float]) -> RunResult:
     """Post-process half maps and write ``export``."""
+    refined = replace(refined, particles=findable(refined.particles, session.project.export))
     result = RunResult(session, particles=refined.particles, refined=refined, seconds=dict(seconds))
     started = time.monotonic()
     result.maps = finish_maps(session, refined)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
@@ -84,11 +85,9 @@ class Particles:
 def joined(sources: Sequence[ImageFile]) -> tuple[ImageFile, ...]:
     """Single sections of the same stack, one after another, as one read."""
     out: list[ImageFile] = []
-    for source in sources:
-        if out and out[-1].path == source.path:
-            out[-1] = ImageFile(source.path, (*(out[-1].sections or ()), *(source.sections or ())))
-        else:
-            out.append(source)
+    for path, group in groupby(sources, key=lambda source: source.path):
+        sections = chain.from_iterable(source.sections or () for source in group)
+        out.append(ImageFile(path, tuple(sections)))
     return tuple(out)
 
 
@@ -111,8 +110,9 @@ def run_extract(session: Session, micrographs: Micrographs, fits: CtfFits, picks
         "dark": s.data.protein_dark,
     }
     run = session.run_id("extract", config, {"pick": picks.run, "ctf": fits.run})
-    specs = extract.array_specs(run, len(index), where)
-    units = extract.plan(run, f"{micrographs.run}/micrographs", micrographs.shape, index, x, y, where)
+    shard = extract.shard_size(index, micrographs.shape)
+    specs = extract.array_specs(run, len(index), where, shard)
+    units = extract.plan(run, f"{micrographs.run}/micrographs", micrographs.shape, index, x, y, where, shard)
     stage = extract.ExtractStage(s.extract, where, s.data.protein_dark)
     session.map(stage, run, specs, units, need_all=True)
     statistics = session.project.read(session.project.whole(f"{run}/statistics"))[: len(index)]

@@ -9,9 +9,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cryoseg_dist.kernels.accumulate import empty_accumulator, enforce_friedel, finish, insert, symmetrise
-from cryoseg_dist.kernels.ctf import ctf
-from cryoseg_dist.kernels.fourier import shell_mean, to_fourier
+from cryoseg_dist.kernels.accumulate import (
+    empty_accumulator,
+    enforce_friedel,
+    finish,
+    insert,
+    shell_weights,
+    symmetrise,
+)
+from cryoseg_dist.kernels.ctf import ctf_pixels
+from cryoseg_dist.kernels.fourier import to_fourier
 from cryoseg_dist.kernels.slices import disc_pixels, take_pixels
 from cryoseg_dist.kernels.so3 import euler_to_matrix
 from cryoseg_dist.kernels.symmetry import operators
@@ -20,7 +27,7 @@ from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.schema.work import Read, Unit
 
 # Images transformed at once, which bounds the memory of a fold beside its volume.
-BATCH = 256
+BATCH = 32
 
 
 class ReconstructSettings(Settings):
@@ -83,6 +90,9 @@ class FoldStage:
         """The sum over one fold, float32, of ``partial_shape``."""
         total = empty_accumulator(self.size, self.padding)
         ky, kx = disc_pixels(self.size, self.max_shell or self.size / 2)
+        # Line by line, so that neighbours in memory follow one another.
+        order = torch.argsort(ky * self.size + kx)
+        ky, kx = ky[order], kx[order]
         inverse_noise = self._inverse_noise(int(unit.parameters["half"]), ky, kx)
         for i, part in enumerate(unit.parameters["parts"]):
             rows, images = part.get("rows"), inputs[f"images/{i}"]
@@ -104,7 +114,7 @@ class FoldStage:
         for first in range(0, len(images), BATCH):
             rows = slice(first, first + BATCH)
             x = take_pixels(to_fourier(torch.from_numpy(images[rows].astype(np.float32))), ky, kx)
-            c = take_pixels(self._ctf(torch.from_numpy(transfer[rows].astype(np.float32))), ky, kx)
+            c = self._ctf(torch.from_numpy(transfer[rows].astype(np.float32)), ky, kx)
             pose = torch.from_numpy(poses[rows].astype(np.float32))
             image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
             used = pose[image, slot]
@@ -122,8 +132,10 @@ class FoldStage:
                 pose_weight=used[:, 11],
             )
 
-    def _ctf(self, transfer: Tensor) -> Tensor:
-        return ctf(
+    def _ctf(self, transfer: Tensor, ky: Tensor, kx: Tensor) -> Tensor:
+        return ctf_pixels(
+            ky,
+            kx,
             self.size,
             self.optics.pixel_size,
             *transfer.T,
@@ -154,7 +166,7 @@ def relative_regularisation(accumulator: Tensor, size: int, padding: int, share:
     share : Tensor, shape (size // 2 + 1,)
         Noise to signal ratio of the map, ``(1 - FSC) / FSC``.
     """
-    mean = shell_mean(accumulator[..., 2], accumulator.shape[0], 3)
+    mean = shell_weights(accumulator)
     at = (torch.arange(size // 2 + 1) * padding).clamp(max=mean.numel() - 1)
     return share.to(mean.dtype) * mean[at]
 
@@ -164,15 +176,16 @@ def maps_of_sums(
 ) -> list[Tensor]:
     """Unregularised (or lightly regularised) map of each completed sum."""
     share = torch.full((size // 2 + 1,), wiener)
+    added = [relative_regularisation(t, size, padding, share) if wiener else None for t in totals]
     return [
         finish(
             t,
             size,
             padding=padding,
-            regularisation=relative_regularisation(t, size, padding, share),
+            regularisation=regularisation,
             max_shell=max_shell,
         )
-        for t in totals
+        for t, regularisation in zip(totals, added, strict=True)
     ]
 
 
