@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 LARGEST_PRIME = 7
-LARGEST_DENOMINATOR = 64
+LARGEST_DENOMINATOR = 160
 
 
 def _is_smooth(n: int) -> bool:
@@ -20,7 +20,7 @@ def _is_smooth(n: int) -> bool:
 def rescale_ratio(pixel_size: float, target_pixel_size: float) -> Fraction:
     """Ratio new samples / old samples that comes nearest to a wanted pixel size.
 
-    The ratio ``p / q`` is rational with a ``q`` of at most 64 made of small primes, so that every image extent
+    The ratio ``p / q`` is rational with a ``q`` of at most 160 made of small primes, so that every image extent
     can be padded to a multiple of ``q`` and the new pixel size ``pixel_size * q / p`` is exact and the same along
     both axes. It differs from the wanted one by less than 2 % where the reduction is at most 25.
 
