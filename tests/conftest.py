@@ -1,6 +1,7 @@
 """Fixtures that the whole run shares."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data absent: {folder} is missing")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """The one Ray session of the whole run; workers import the tests too."""
+    import ray
+
+    from cryoseg_dist.runtime.ray_actors import start_ray
+
+    top = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (top, os.environ.get("PYTHONPATH"))))
+    start_ray(cpus=2)
+    yield
+    ray.shutdown()

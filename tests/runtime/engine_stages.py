@@ -1,0 +1,65 @@
+"""Stages that misbehave on purpose, importable by workers."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cryoseg_dist.errors import BadInputError
+from cryoseg_dist.schema.work import ArraySpec, Read, Region, Unit, UnitResult
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Writes the square of each unit's number; some numbers misbehave.
+
+    Attributes
+    ----------
+    folder : str
+        A file is left here for each attempt.
+    faults : Mapping of int to str
+        ``bad``, ``poison``, ``once``, ``die`` (the first time), ``hang`` (the first time).
+    """
+
+    folder: str
+    faults: Mapping[int, str]
+
+    @property
+    def name(self) -> str:
+        return "squares"
+
+    @property
+    def shared_reads(self) -> Mapping[str, Read]:
+        return {}
+
+    def setup(self, shared: Mapping[str, np.ndarray], device: str) -> None:
+        return None
+
+    def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
+        i = int(unit.parameters["i"])
+        attempt = len(list(Path(self.folder).glob(f"{i}-*")))
+        (Path(self.folder) / f"{i}-{attempt}-{os.getpid()}").touch()
+        fault = self.faults.get(i, "")
+        if fault == "bad":
+            raise BadInputError(f"unit {i}", "something good", "something bad")
+        if fault == "poison" or (fault == "once" and attempt == 0):
+            raise ValueError(f"unit {i} failed")
+        if fault == "die" and attempt == 0:
+            os._exit(1)
+        if fault == "hang" and attempt == 0:
+            time.sleep(60)
+        return UnitResult({"square": np.full((1, 3), i * i, dtype=np.float32)}, {"i": i})
+
+
+def spec(n: int) -> ArraySpec:
+    return ArraySpec("run/squares", (n, 3), ("unit", "value"), "float32", (1, 3), (1, 3))
+
+
+def units(n: int) -> list[Unit]:
+    return [
+        Unit(f"squares/{i:04d}", {}, {"square": Region("run/squares", (i, 0), (i + 1, 3))}, {"i": i}) for i in range(n)
+    ]
