@@ -22,7 +22,13 @@ Assignments = Annotated[list[str] | None, typer.Option("--set", help="Any settin
 
 
 def choose_specimen(
-    model: Path | None, density: Path | None, symmetry: str, diameter: float, pixel_size: float, box: int | None
+    model: Path | None,
+    density: Path | None,
+    symmetry: str,
+    diameter: float,
+    pixel_size: float,
+    box: int | None,
+    assembly: str | None = None,
 ) -> Specimen:
     """The specimen that the options name: an atomic model, a map, or one made up.
 
@@ -35,7 +41,9 @@ def choose_specimen(
     if model is not None and density is not None:
         raise BadInputError("simulate", "--model or --map", "both")
     if model is not None:
-        return from_model(model, size=size, pixel_size=pixel_size, resolution=2.0 * pixel_size, symmetry=symmetry)
+        return from_model(
+            model, pixel_size=pixel_size, resolution=2.0 * pixel_size, size=box, symmetry=symmetry, assembly=assembly
+        )
     if density is not None:
         values, pixel = read_volume(density)
         if abs(pixel / pixel_size - 1.0) > 0.01:
@@ -63,9 +71,12 @@ def write_micrographs(specimen: Specimen, optics: Optics, settings: SimulateSett
 def simulate(
     output: Annotated[Path, typer.Option(help="Folder to write to.")],
     model: Annotated[Path | None, typer.Option(help="Atomic model (mmCIF or PDB, gzip too).")] = None,
+    assembly: Annotated[
+        str | None, typer.Option(help="Biological assembly of the model to make; as it is when not given.")
+    ] = None,
     density: Annotated[Path | None, typer.Option("--map", help="Map (MRC) at the micrographs' pixel size.")] = None,
     symmetry: Annotated[str, typer.Option(help="Point group of the specimen.")] = "C1",
-    diameter: Annotated[float, typer.Option(help="Diameter of the specimen [A].")] = 150.0,
+    diameter: Annotated[float, typer.Option(help="Diameter of the specimen [A]; a model has its own.")] = 150.0,
     pixel_size: Annotated[float, typer.Option(help="Pixel size [A].")] = 3.0,
     voltage: Annotated[float, typer.Option(help="Acceleration voltage [kV].")] = 300.0,
     spherical_aberration: Annotated[float, typer.Option(help="Spherical aberration [mm].")] = 2.7,
@@ -80,7 +91,7 @@ def simulate(
             settings = SimulateSettings.model_validate(from_pairs(assignments))
         except ValidationError as faults:
             raise SettingsError(describe_fault(f) for f in faults.errors()) from None
-        specimen = choose_specimen(model, density, symmetry, diameter, pixel_size, box)
+        specimen = choose_specimen(model, density, symmetry, diameter, pixel_size, box, assembly)
         optics = Optics(pixel_size, voltage, spherical_aberration, amplitude_contrast)
         write_micrographs(specimen, optics, settings, output)
         typer.echo(f"wrote {settings.n_micrographs} micrographs, masks, truth.star and truth_map.mrc to {output}")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +79,9 @@ def particle_batches(
             scale = (wanted / power.clamp(min=1e-20)).sqrt()
         images = to_real(shift(spectra, -origins[some].float() / optics.pixel_size, size), size) * scale
         if not math.isinf(snr):
-            generator = torch.Generator().manual_seed((seed << 32) + first)
+            # Of a seed, torch takes the lower 32 bits alone.
+            mixed = int(np.random.SeedSequence([seed, first]).generate_state(1)[0])
+            generator = torch.Generator().manual_seed(mixed)
             images += torch.randn(images.shape, generator=generator)
         yield images
 
