@@ -26,8 +26,8 @@ from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.schema.work import Read, Unit
 
-# Images transformed at once, which bounds the memory of a fold beside its volume.
-BATCH = 32
+# Images transformed and inserted at once: few for the cache, more so that insertion can order its pixels.
+TRANSFORMED, INSERTED = 32, 256
 
 
 class ReconstructSettings(Settings):
@@ -111,17 +111,16 @@ class FoldStage:
         ky: Tensor,
         kx: Tensor,
     ) -> None:
-        for first in range(0, len(images), BATCH):
-            rows = slice(first, first + BATCH)
-            x = take_pixels(to_fourier(torch.from_numpy(images[rows].astype(np.float32))), ky, kx)
-            c = self._ctf(torch.from_numpy(transfer[rows].astype(np.float32)), ky, kx)
+        for first in range(0, len(images), INSERTED):
+            rows = slice(first, first + INSERTED)
+            data, weights = self._weighted(images[rows], transfer[rows], inverse_noise, ky, kx)
             pose = torch.from_numpy(poses[rows].astype(np.float32))
             image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
             used = pose[image, slot]
             insert(
                 total,
-                x * (c * inverse_noise),
-                c * c * inverse_noise,
+                data,
+                weights,
                 used[:, :9].reshape(-1, 3, 3),
                 used[:, 9:11],
                 ky,
@@ -131,6 +130,20 @@ class FoldStage:
                 pose_image=image,
                 pose_weight=used[:, 11],
             )
+
+    def _weighted(
+        self, images: np.ndarray, transfer: np.ndarray, inverse_noise: Tensor, ky: Tensor, kx: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Transforms times CTF, and CTF squared, over the noise."""
+        data = torch.empty((len(images), len(ky)), dtype=torch.complex64)
+        weights = torch.empty((len(images), len(ky)))
+        for first in range(0, len(images), TRANSFORMED):
+            rows = slice(first, first + TRANSFORMED)
+            x = take_pixels(to_fourier(torch.from_numpy(images[rows].astype(np.float32))), ky, kx)
+            c = self._ctf(torch.from_numpy(transfer[rows].astype(np.float32)), ky, kx)
+            torch.mul(x, c * inverse_noise, out=data[rows])
+            torch.mul(c, c * inverse_noise, out=weights[rows])
+        return data, weights
 
     def _ctf(self, transfer: Tensor, ky: Tensor, kx: Tensor) -> Tensor:
         return ctf_pixels(
