@@ -1,5 +1,9 @@
 """Sums over folds do not depend on how they are made."""
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,7 @@ class Noise:
 
     folder: str
     broken: int = -1
+    seconds: float = 0.0
 
     @property
     def partial_shape(self) -> tuple[int, ...]:
@@ -28,7 +33,8 @@ class Noise:
         i = int(unit.parameters["i"])
         if i == self.broken:
             raise RuntimeError("broken fold")
-        (Path(self.folder) / f"{len(list(Path(self.folder).iterdir())):04d}-{i}").touch()
+        time.sleep(self.seconds)
+        (Path(self.folder) / f"{len(list(Path(self.folder).iterdir())):04d}-{i}-{os.getpid()}").touch()
         return np.random.default_rng(i).normal(size=self.partial_shape).astype(np.float32)
 
 
@@ -83,3 +89,27 @@ def test_a_broken_fold_is_named_and_the_rest_is_kept(root: Path, tmp_path: Path)
     assert len(list(made.iterdir())) == 4
     assert kept < 4
     np.testing.assert_allclose(sums["a"], expected(4), atol=2e-6)
+
+
+def test_a_killed_worker_of_a_cluster_changes_nothing(root: Path, tmp_path: Path) -> None:
+    from distributed import LocalCluster
+
+    made = tmp_path / "made"
+    stage = Noise(str(made), seconds=0.3)
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        victims: list[int] = []
+
+        def kill_one() -> None:
+            while not (names := [p.name for p in made.iterdir()]):
+                time.sleep(0.05)
+            victims.append(int(names[0].split("-")[2]))
+            os.kill(victims[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        sums = Accumulation(root, address=cluster.scheduler_address).sums(stage, {"a": folds(10)}, checkpoint="run")
+        killer.join()
+    assert len(victims) == 1
+    workers = {p.name.split("-")[2] for p in made.iterdir()}
+    assert len(workers) > 1
+    np.testing.assert_array_equal(sums["a"], Accumulation(root).sums(Noise(str(made)), {"a": folds(10)})["a"])
