@@ -15,6 +15,7 @@ from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.stages.abinitio import AbinitioSettings
+from cryoseg_dist.stages.classify import ClassifySettings
 from cryoseg_dist.stages.ctf import CtfSettings
 from cryoseg_dist.stages.extract import ExtractSettings
 from cryoseg_dist.stages.ingest import IngestSettings
@@ -110,6 +111,7 @@ class RunSettings(Settings):
     segment: SegmentSettings = SegmentSettings()
     pick: PickSettings = PickSettings()
     extract: ExtractSettings = ExtractSettings()
+    classify: ClassifySettings = ClassifySettings()
     start: StartSettings = StartSettings()
     abinitio: AbinitioSettings = AbinitioSettings()
     refine: RefineSettings = RefineSettings()

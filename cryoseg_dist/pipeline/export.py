@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cryoseg_dist.formats.fsc_files import write_fsc_star, write_fsc_xml
-from cryoseg_dist.formats.mrc import create_stack, write_volume
+from cryoseg_dist.formats.mrc import create_stack, write_stack, write_volume
 from cryoseg_dist.formats.star import write_star
 from cryoseg_dist.pipeline.maps import Refined
 from cryoseg_dist.pipeline.micrographs import CtfFits, Micrographs, Picks
@@ -108,6 +108,12 @@ def export_stack(session: Session, path: Path, particles: Particles) -> None:
         out[rows] = images if some is None else images[some]
     out.flush()
     partial.replace(path)
+
+
+def export_averages(path: Path, averages: np.ndarray, pixel_size: float) -> None:
+    """``classes.mrcs``: class averages in the order of their numbers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_stack(path, averages.astype(np.float32), pixel_size)
 
 
 def export_maps(folder: Path, refined: Refined, result: PostprocessResult) -> None:

@@ -58,6 +58,14 @@ def report_data(session: Session, result: RunResult, truth: Tensor | None) -> re
         summary=summary,
         micrographs=gallery(session, result),
         ctf=fits(session, result),
+        classes=None
+        if result.classified is None
+        else report.ClassView(
+            result.classified.averages,
+            result.classified.counts,
+            result.classified.selected,
+            result.classified.particles.optics.pixel_size,
+        ),
         orientations=None if refined is None else refined.particles.table[["rot", "tilt"]].to_numpy(float),
         fsc=None
         if maps is None or refined is None

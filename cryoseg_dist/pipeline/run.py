@@ -9,6 +9,7 @@ from typing import Any
 
 from cryoseg_dist.errors import BadInputError, SettingsError
 from cryoseg_dist.pipeline import export
+from cryoseg_dist.pipeline.classes import Classified, run_classify
 from cryoseg_dist.pipeline.maps import Refined, reference_map, run_refine, run_stochastic
 from cryoseg_dist.pipeline.micrographs import (
     CtfFits,
@@ -34,7 +35,7 @@ class RunResult:
     Attributes
     ----------
     session : Session
-    micrographs, fits, picks, extracted, particles, refined, maps
+    micrographs, fits, picks, extracted, classified, particles, refined, maps
         Of each stage that ran; ``particles`` are those that were refined or are ready to be.
     seconds : dict of str to float
         Wall-clock time of each stage, earlier calls included.
@@ -45,6 +46,7 @@ class RunResult:
     fits: CtfFits | None = None
     picks: Picks | None = None
     extracted: Particles | None = None
+    classified: Classified | None = None
     particles: Particles | None = None
     refined: Refined | None = None
     maps: PostprocessResult | None = None
@@ -53,13 +55,13 @@ class RunResult:
     @property
     def set_aside(self) -> list[SetAside]:
         """Everything that the run went on without."""
-        parts = (self.micrographs, self.fits, self.picks, self.extracted)
+        parts = (self.micrographs, self.fits, self.picks, self.extracted, self.classified)
         return [item for part in parts if part is not None for item in part.set_aside]
 
     @property
     def n_set_aside(self) -> int:
         """How many micrographs were set aside; sorting particles is no fault."""
-        return sum(item.stage != "extract" for item in self.set_aside)
+        return sum(item.stage not in ("extract", "classify") for item in self.set_aside)
 
     def figures(self) -> dict[str, Any]:
         """Every figure, for ``result.json``."""
@@ -80,6 +82,11 @@ class RunResult:
             out |= {"picks": len(self.picks.x), "pick_threshold": self.picks.threshold}
         if self.extracted is not None:
             out["particles_extracted"] = len(self.extracted)
+        if self.classified is not None:
+            out |= {
+                "n_classes": len(self.classified.counts),
+                "classes_selected": int(self.classified.selected.sum()),
+            }
         if self.particles is not None:
             out |= {
                 "particles": len(self.particles),
@@ -227,6 +234,13 @@ def run_pipeline(session: Session, until: str = "report", truth: Any = None) -> 
         return result
     particles = timed("extract", lambda: run_extract(session, micrographs, fits, picks))
     result.extracted = result.particles = particles
+    if not wanted("classify"):
+        return result
+    if session.settings.classify.enabled:
+        classified = timed("classify", lambda: run_classify(session, particles))
+        result.classified, particles = classified, classified.particles
+        result.particles = particles
+        export.export_averages(out / "classes.mrcs", classified.averages, particles.optics.pixel_size)
     if not wanted("abinitio"):
         return result
     name, volume, foreign = timed("abinitio", lambda: first_map(session, particles))
