@@ -92,14 +92,13 @@ def resolutions(ratio: np.ndarray, size: int, pixel_size: float) -> np.ndarray:
 
 
 def contrasts(images: np.ndarray, pixel_size: float, diameter: float) -> np.ndarray:
-    """Power density of each average inside the particle's disc over that in the ring around it, above the ring's level."""
+    """Power density of each average inside the particle's disc over that in the ring around it."""
     size = images.shape[-1]
     distance = distance_from_centre(size, 2).numpy()
     border = min(0.5 * diameter / pixel_size, 0.5 * size - 4)
     inner, ring = distance <= border, (distance > border) & (distance <= max(1.25 * border, border + 2))
-    level = images[:, ring].mean(axis=1, keepdims=True)
-    inside = np.square(images[:, inner] - level).mean(axis=1)
-    return np.asarray(inside / np.maximum(np.square(images[:, ring] - level).mean(axis=1), 1e-12))
+    inside = np.square(images[:, inner]).mean(axis=1)
+    return np.asarray(inside / np.maximum(np.square(images[:, ring]).mean(axis=1), 1e-12))
 
 
 def select(
@@ -126,7 +125,9 @@ def select(
     """
     if settings.keep is not None:
         return np.isin(np.arange(1, len(counts) + 1), settings.keep)
-    sharp = resolutions(ratio, images.shape[-1], pixel_size)
+    # A small class is judged by what it would be with the mean number of particles.
+    scale = np.maximum(counts.mean() / np.maximum(counts, 1), 1.0)
+    sharp = resolutions(ratio * scale[:, None], images.shape[-1], pixel_size)
     filled = counts >= max(2.0, settings.min_share * counts.sum() / len(counts))
     best = sharp[filled].min() if filled.any() else sharp.min()
     good = filled & (sharp <= settings.max_relative_resolution * best) & np.isfinite(sharp)

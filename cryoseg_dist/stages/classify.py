@@ -30,6 +30,8 @@ ASSIGNMENT_COLUMNS = 6
 PADDING = 2
 # Images matched at once, and references a matrix product: they bound the memory of a unit.
 BATCH, CHUNK = 32, 1024
+# Share of an iteration's resolution that the first pass uses.
+COARSE = 0.7
 
 
 class ClassifySettings(Settings):
@@ -57,7 +59,7 @@ class ClassifySettings(Settings):
     """Poses of each particle that enter the averages."""
     unit_size: int = Field(default=256, ge=32)
     """Particles a unit of work."""
-    min_share: float = Field(default=0.2, ge=0)
+    min_share: float = Field(default=0.1, ge=0)
     """Smallest good class, as a share of the mean class size."""
     max_relative_resolution: float = Field(default=2.0, ge=1)
     """Worst resolution of a good class over that of the best."""
@@ -81,14 +83,15 @@ class Sampling:
         Degrees, of the first pass; the second is twice as fine.
     shift_range_px, shift_step_px : float
         Of the first pass; the second is twice as fine.
-    max_shell : float
-        Fourier pixels that poses are found with.
+    max_shell, coarse_shell : float
+        Fourier pixels used in the second pass and in the first.
     """
 
     angular_step: float
     shift_range_px: float
     shift_step_px: float
     max_shell: float
+    coarse_shell: float
 
 
 def default_classes(n_particles: int) -> int:
@@ -114,10 +117,11 @@ def sampling(iteration: int, size: int, pixel_size: float, diameter: float, sett
     first, last = (size * pixel_size / r for r in (settings.first_resolution, settings.last_resolution))
     shell = first + (last - first) * progress(iteration, settings)
     shell = min(max(shell, 4.0), (size - 1) // 2)
-    needed = math.degrees(2.0 * size * pixel_size / shell / diameter)
+    coarse = max(min(shell, 4.0), COARSE * shell)
+    needed = math.degrees(2.0 * size * pixel_size / coarse / diameter)
     n_angles = math.ceil(360.0 / min(settings.angular_step, needed))
     range_px = (settings.offset_range or 0.1 * diameter) / pixel_size
-    return Sampling(360.0 / n_angles, range_px, min(max(1.0, 0.35 * size / shell), range_px), shell)
+    return Sampling(360.0 / n_angles, range_px, min(max(1.0, 0.4 * size / coarse), range_px), shell, coarse)
 
 
 def random_assignment(n: int, n_classes: int, settings: ClassifySettings) -> np.ndarray:
@@ -170,14 +174,17 @@ class ClassifyStage:
         n_classes, size = averages.shape[0], averages.shape[-1]
         planes = prepare_planes(averages, PADDING)
         ky, kx = disc_pixels(size, size / 2)
-        near = int((ky * ky + kx * kx <= self.sampling.max_shell**2).sum())
+        square = ky * ky + kx * kx
+        near, coarse = (
+            int((square <= shell * shell).sum()) for shell in (self.sampling.max_shell, self.sampling.coarse_shell)
+        )
         angles = torch.arange(round(360.0 / self.sampling.angular_step)) * self.sampling.angular_step
         which = torch.arange(n_classes).repeat_interleave(len(angles))
         psi = angles.repeat(n_classes)
-        references = sample_planes(planes, which, psi, ky[:near], kx[:near], PADDING)
+        references = sample_planes(planes, which, psi, ky[:coarse], kx[:coarse], PADDING)
         shell = torch.round((ky * ky + kx * kx).float().sqrt()).long().clamp(max=size // 2)
         chunks = [c.to(device) for c in references.split(CHUNK)]
-        return _State(size, n_classes, planes, ky, kx, near, shell, which, psi, chunks, device)
+        return _State(size, n_classes, planes, ky, kx, near, coarse, shell, which, psi, chunks, device)
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Match one batch of particles and sum it up.
@@ -268,8 +275,9 @@ class ClassifyStage:
         ky, kx = state.ky[:n], state.kx[:n]
         shifts = shift_grid(s.shift_range_px, s.shift_step_px)
         phases = shift_phases(shifts, ky, kx, state.size)
-        on_device = Observations(observations.data.to(state.device), observations.weight.to(state.device))
-        found = search(on_device, phases.to(state.device), state.references, k)
+        low = observations.within(state.coarse)
+        low = Observations(low.data.to(state.device), low.weight.to(state.device))
+        found = search(low, phases[:, : state.coarse].to(state.device), state.references, k)
         b, k = found.score.shape
         rotation, shift = found.rotation.cpu(), found.shift.cpu()
         # Each of the best poses is split in two angles and four shifts.
@@ -313,6 +321,7 @@ class _State:
     ky: Tensor
     kx: Tensor
     near: int
+    coarse: int
     shell: Tensor
     which: Tensor
     psi: Tensor
