@@ -16,8 +16,8 @@ from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.schema.work import ArraySpec, Read, Region, Unit, UnitResult
 
 SHARD, CHUNK = 1024, 16
-# Windows cut at once, and bytes of micrographs that a unit reads: they bound its memory.
-BATCH = 128
+# Pixels of windows worked on at once, which stay in the processor's cache; bytes of micrographs that a unit reads.
+BATCH_PIXELS = 2**20
 LARGEST_READ = 512 * 2**20
 # Windows of almost no background contrast stay within float16.
 LIMIT = 65000.0
@@ -223,11 +223,12 @@ class ExtractStage:
         images = np.empty((len(index), where.size, where.size), dtype=np.float16)
         statistics = np.empty((len(index), len(FEATURES)), dtype=np.float32)
         generator = torch.Generator().manual_seed(int(unit.parameters["start"]))
+        batch = max(1, BATCH_PIXELS // where.raw**2)
         for m in np.unique(index):
             micrograph = torch.from_numpy(inputs[f"micrograph/{m}"][0].astype(np.float32))
             rows = np.flatnonzero(index == m)
-            for first in range(0, len(rows), BATCH):
-                some = rows[first : first + BATCH]
+            for first in range(0, len(rows), batch):
+                some = rows[first : first + batch]
                 windows = self._windows(micrograph, torch.from_numpy(cx[some]), torch.from_numpy(cy[some]), generator)
                 images[some] = windows.numpy()
                 statistics[some] = particle_statistics(windows, where.particle_radius / where.pixel_size).numpy()
