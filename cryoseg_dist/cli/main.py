@@ -77,7 +77,7 @@ STAGES = {
     "pick": "Particle centres.",
     "extract": "Particle windows, normalised and sorted.",
     "classify": "2D class averages and the particles in good classes.",
-    "abinitio": "A first map: common lines, stochastic EM or a reference.",
+    "abinitio": "A first map: stochastic EM, or a reference.",
     "postprocess": "Mask, FSC and sharpened map from the half maps.",
     "report": "The HTML report.",
 }

@@ -94,8 +94,8 @@ class EngineSettings(Settings):
 class StartSettings(Settings):
     """How the first map comes about."""
 
-    method: Literal["auto", "common_lines", "stochastic", "reference"] = "auto"
-    """``auto``: common lines without symmetry, stochastic expectation-maximisation with it, or the reference."""
+    method: Literal["auto", "stochastic", "reference"] = "auto"
+    """``auto``: the reference where one is given, else stochastic expectation-maximisation from the particles."""
     reference: str | None = None
     """A map (MRC) to start from."""
 

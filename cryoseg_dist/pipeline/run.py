@@ -176,7 +176,7 @@ def check(session: Session, until: str) -> None:
 def first_map(session: Session, particles: Particles) -> tuple[str, Any, bool]:
     """Name of what made it, the map, and whether its grey scale is foreign."""
     s = session.settings
-    if s.start.reference is not None:
+    if s.start.reference is not None and s.start.method != "stochastic":
         path = Path(s.start.reference)
         stat = path.stat()
         name = f"reference:{path}:{stat.st_size}:{stat.st_mtime_ns}"
