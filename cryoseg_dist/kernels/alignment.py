@@ -137,7 +137,6 @@ def align(volume: Tensor, target: Tensor, max_shell: float, *, both_hands: bool 
     both_hands : bool
         Try the mirror image too.
     """
-    n = target.shape[0]
     centre_target = centred_on_mass(target)
     wanted = prepare_volume(centre_target)
     identity = torch.eye(3)[None]

@@ -66,7 +66,7 @@ def test_no_deformation_changes_nothing_and_the_outside_is_mirrored() -> None:
 
 
 def test_grey_values_change_but_the_picture_stays() -> None:
-    y, x = np.mgrid[:64, :64]
+    _, x = np.mgrid[:64, :64]
     image = np.sin(x / 5.0).astype(np.float32) * 2
     changed = [random_grey_values(image, np.random.default_rng(i)) for i in range(20)]
     assert all(c.dtype == np.float32 and c.shape == image.shape for c in changed)
