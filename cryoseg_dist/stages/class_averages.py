@@ -84,21 +84,28 @@ def measured_noise(records: Sequence[Mapping[str, Any]], old: np.ndarray) -> np.
     return np.where(count > 0, total / np.maximum(count, 1), old).astype(np.float32)
 
 
-def resolutions(ratio: np.ndarray, size: int, pixel_size: float) -> np.ndarray:
-    """Where each class's signal-to-noise ratio first falls below 1, in A; ``inf`` where it never rises above."""
-    below = ratio[:, 1:] < 1.0
+def resolutions(ratio: np.ndarray, size: int, pixel_size: float, diameter: float) -> np.ndarray:
+    """Where each class's signal-to-noise ratio first falls below 1, in A; ``inf`` where it never rises above.
+
+    Waves longer than half the particle do not count: background gradients live there.
+    """
+    skipped = min(int(2.0 * size * pixel_size / diameter), ratio.shape[1] - 2)
+    below = ratio[:, skipped + 1 :] < 1.0
     first = np.where(below.any(axis=1), below.argmax(axis=1), below.shape[1])
-    return np.where(first > 0, size * pixel_size / np.maximum(first, 1), np.inf)
+    return np.where(first > 0, size * pixel_size / (skipped + first), np.inf)
 
 
 def contrasts(images: np.ndarray, pixel_size: float, diameter: float) -> np.ndarray:
-    """Power density of each average inside the particle's disc over that in the ring around it."""
+    """Power density of what is brighter than the background, inside the particle's disc over the ring around it.
+
+    Protein is white; the dark rim that defocus gives a particle speaks for it.
+    """
     size = images.shape[-1]
     distance = distance_from_centre(size, 2).numpy()
     border = min(0.5 * diameter / pixel_size, 0.5 * size - 4)
     inner, ring = distance <= border, (distance > border) & (distance <= max(1.25 * border, border + 2))
-    inside = np.square(images[:, inner]).mean(axis=1)
-    return np.asarray(inside / np.maximum(np.square(images[:, ring]).mean(axis=1), 1e-12))
+    bright = np.square(np.maximum(images, 0.0))
+    return np.asarray(bright[:, inner].mean(axis=1) / np.maximum(bright[:, ring].mean(axis=1), 1e-12))
 
 
 def select(
@@ -127,7 +134,7 @@ def select(
         return np.isin(np.arange(1, len(counts) + 1), settings.keep)
     # A small class is judged by what it would be with the mean number of particles.
     scale = np.maximum(counts.mean() / np.maximum(counts, 1), 1.0)
-    sharp = resolutions(ratio * scale[:, None], images.shape[-1], pixel_size)
+    sharp = resolutions(ratio * scale[:, None], images.shape[-1], pixel_size, diameter)
     filled = counts >= max(2.0, settings.min_share * counts.sum() / len(counts))
     best = sharp[filled].min() if filled.any() else sharp.min()
     good = filled & (sharp <= settings.max_relative_resolution * best) & np.isfinite(sharp)

@@ -63,8 +63,8 @@ class ClassifySettings(Settings):
     """Smallest good class, as a share of the mean class size."""
     max_relative_resolution: float = Field(default=2.0, ge=1)
     """Worst resolution of a good class over that of the best."""
-    min_contrast: float = Field(default=2.0, ge=0)
-    """Least power density of a good average inside the particle's disc over that outside it."""
+    min_contrast: float = Field(default=5.0, ge=0)
+    """Least power of what is bright inside the particle's disc of a good average over that around it."""
     max_rejected: float = Field(default=0.5, ge=0, le=1)
     """Largest share of particles that may be thrown away."""
     keep: list[int] | None = None
