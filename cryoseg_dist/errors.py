@@ -37,7 +37,3 @@ class SettingsError(CryosegError):
 
 class StageFailedError(CryosegError):
     """A stage cannot go on: too few usable units, or an engine that is gone."""
-
-
-class MemoryPlanError(CryosegError):
-    """The work does not fit the memory it was given."""
