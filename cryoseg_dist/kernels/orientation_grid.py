@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cryoseg_dist.kernels.so3 import euler_to_matrix, quaternion_to_matrix
-from cryoseg_dist.kernels.symmetry import in_asymmetric_unit
+from cryoseg_dist.kernels.symmetry import in_asymmetric_unit, operators
 
 
 def angular_step(order: int) -> float:
@@ -78,6 +78,11 @@ def orientation_grid(order: int, group: str = "C1", perturbation: Tensor | None 
     spin = euler_to_matrix(torch.zeros_like(psi), torch.zeros_like(psi), psi)
     grid = torch.einsum("pij,vjk->vpik", spin, views).reshape(-1, 3, 3)
     return grid if perturbation is None else grid @ perturbation.to(grid.dtype)
+
+
+def n_orientations(order: int, group: str) -> int:
+    """About how many orientations a grid has: directions times in-plane angles over the group's order."""
+    return 12 * 4**order * 6 * 2**order // operators(group).shape[0]
 
 
 def random_perturbation(order: int, generator: torch.Generator) -> Tensor:

@@ -350,7 +350,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
         last = np.asarray(session.project.read(session.project.whole(f"{run}/it{state.iteration:03d}/best")))[:, :11]
     while not state.converged:
         name = f"{run}/it{state.iteration + 1:03d}"
-        sampled = refine.sampling(state, size, pixel, diameter, settings)
+        sampled = refine.sampling(state, size, pixel, diameter, symmetry, settings)
         maps = f"{run}/it{state.iteration:03d}/maps"
         stage = ExpectationStage(
             particles.optics,

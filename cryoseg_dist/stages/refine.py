@@ -19,7 +19,7 @@ from cryoseg_dist.kernels.accumulate import finish
 from cryoseg_dist.kernels.fourier import shells, to_fourier, to_real
 from cryoseg_dist.kernels.fsc import crossing, fsc
 from cryoseg_dist.kernels.mask import soft_sphere
-from cryoseg_dist.kernels.orientation_grid import angular_step, random_perturbation
+from cryoseg_dist.kernels.orientation_grid import angular_step, n_orientations, random_perturbation
 from cryoseg_dist.kernels.sharpen import low_pass_shell
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.stages.reconstruct import relative_regularisation
@@ -35,8 +35,8 @@ class RefineSettings(Settings):
     """Iterations at most."""
     first_order: int = Field(default=2, ge=0, le=5)
     """HEALPix order of the first grid (2: 15 degrees, twice as fine after oversampling)."""
-    local_order: int = Field(default=4, ge=2, le=7)
-    """HEALPix order from which poses are searched around the last ones."""
+    most_orientations: int = Field(default=40_000, ge=100)
+    """Grids of more orientations than this (after symmetry) are searched around each particle's last pose only."""
     last_order: int = Field(default=6, ge=2, le=8)
     """Finest HEALPix order."""
     offset_range: float | None = Field(default=None, gt=0)
@@ -111,7 +111,9 @@ def first_state(power: Tensor, size: int, pixel_size: float, settings: RefineSet
     return RefineState(0, settings.first_order, shell, 0, 0.0, math.inf, (noise, noise))
 
 
-def sampling(state: RefineState, size: int, pixel_size: float, diameter: float, settings: RefineSettings) -> Sampling:
+def sampling(
+    state: RefineState, size: int, pixel_size: float, diameter: float, symmetry: str, settings: RefineSettings
+) -> Sampling:
     """How the next expectation samples poses.
 
     The first pass uses the frequencies that its angular step can tell apart at the particle's edge, the second those
@@ -123,7 +125,7 @@ def sampling(state: RefineState, size: int, pixel_size: float, diameter: float, 
     fine = min(nyquist, state.resolution_shell + margin)
     displacement = math.radians(step) * 0.5 * diameter
     coarse = min(fine, max(5.0, 1.2 * size * pixel_size / displacement))
-    local = state.order >= settings.local_order
+    local = n_orientations(state.order, symmetry) > settings.most_orientations
     range_px = (settings.offset_range or 0.1 * diameter) / pixel_size
     if state.iteration and math.isfinite(state.square_shift):
         # Five times the last change, as origins settle.

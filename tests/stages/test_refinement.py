@@ -1,5 +1,6 @@
 """Poses, noise and schedule of the refinement, on simulated and real particles."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,8 +168,10 @@ def test_the_grid_gets_finer_only_when_the_resolution_stalls() -> None:
     assert state.converged
     assert 3 <= state.order <= settings.last_order
     assert refine.RefineState.from_json(state.to_json()) == state
-    sampled = refine.sampling(state, 64, 3.0, 130.0, settings)
-    assert sampled.local == (state.order >= settings.local_order)
+    sampled = refine.sampling(state, 64, 3.0, 130.0, "C1", settings)
+    assert sampled.local == (state.order >= 4)
+    assert not refine.sampling(replace(state, order=4), 64, 3.0, 130.0, "O", settings).local
+    assert refine.sampling(replace(state, order=5), 64, 3.0, 130.0, "O", settings).local
     assert sampled.max_shell <= 31
 
 
