@@ -77,6 +77,8 @@ class EngineSettings(Settings):
     """Address of a running Ray cluster; an embedded one is started when not given."""
     workers: int | None = Field(default=None, ge=1)
     """Number of actors; from cores and memory when not given."""
+    wait_for_workers: float = Field(default=0.0, ge=0)
+    """Seconds to wait until ``workers`` fit the cluster; an autoscaling cluster is asked for room."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """Cores an actor takes."""
     gpus_per_worker: float = Field(default=0.0, ge=0)

@@ -75,6 +75,7 @@ def build_executor(settings: EngineSettings, root: Path) -> Executor:
         cpus_per_worker=settings.cpus_per_worker,
         gpus_per_worker=settings.gpus_per_worker,
         deadline=settings.unit_deadline,
+        wait=settings.wait_for_workers,
     )
 
 

@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cryoseg_dist.errors import StageFailedError
 from cryoseg_dist.runtime.executor import MAX_ATTEMPTS, Finished, Retry, Worker, last_line, quarantined
+from cryoseg_dist.runtime.ray_capacity import room, wait_for_room
 from cryoseg_dist.schema.work import MapStage, Unit
 
 # Reads of the next unit overlap the computation of the last.
@@ -72,6 +73,9 @@ class RayExecutor:
     cpus_per_worker, gpus_per_worker : float
     deadline : float
         Seconds after which a unit counts as hung and its actor is replaced.
+    wait : float
+        Seconds to wait for nodes when ``workers`` do not fit yet. An autoscaling cluster is asked for them; the
+        run goes on with those that fit when the time is over.
     """
 
     def __init__(
@@ -83,21 +87,25 @@ class RayExecutor:
         cpus_per_worker: float = 1.0,
         gpus_per_worker: float = 0.0,
         deadline: float = 3600.0,
+        wait: float = 0.0,
     ) -> None:
         self._root, self._deadline = Path(root).resolve(), deadline
         self._cpus, self._gpus = cpus_per_worker, gpus_per_worker
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             start_ray(address)
-        resources = ray.cluster_resources()
-        fit = resources.get("CPU", 1.0) / cpus_per_worker
-        if gpus_per_worker:
-            fit = min(fit, resources.get("GPU", 0.0) / gpus_per_worker)
-        n = workers or math.floor(fit)
-        if n < 1 or n > math.floor(fit):
+        fit = room(cpus_per_worker, gpus_per_worker)
+        if wait > 0:
+            wanted = workers or max(fit, 1)
+            fit = wait_for_room(wanted, cpus_per_worker, gpus_per_worker, wait)
+            workers = min(wanted, fit) or wanted
+        n = workers or fit
+        if n < 1 or n > fit:
+            resources = ray.cluster_resources()
             raise StageFailedError(
                 f"ray: expected room for {max(n, 1)} workers of {cpus_per_worker:g} cores and {gpus_per_worker:g} GPUs, "
-                f"got {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs. Ask for fewer or smaller ones."
+                f"got {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs. Ask for fewer or smaller ones, "
+                "or let the run wait for nodes (engine.wait_for_workers)."
             )
         self._actors = [self._new_actor() for _ in range(n)]
         self._stage_number = 0
@@ -202,7 +210,9 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
     if address is not None:
         ray.init(address=address, **common)
         return
+    # "local": otherwise Ray would join whatever cluster was last started on this machine.
     ray.init(
+        address="local",
         num_cpus=cpus or os.cpu_count(),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
