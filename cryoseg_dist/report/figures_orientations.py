@@ -47,24 +47,6 @@ def orientation_map(views: np.ndarray) -> Markup:
     return svg(drawing, "Distribution of view directions over the sphere")
 
 
-def coverage_words(coverage: Coverage) -> tuple[bool, str]:
-    """Whether views are even enough, and a sentence that says so with the figures."""
-    figures = (
-        f"the sampling factor is {coverage.sampling_factor:.2f} (1 is even), "
-        f"the poorest direction has {100 * coverage.worst_sampling:.0f} % of its even share"
-    )
-    if coverage.empty_fraction > 0.005:
-        return False, (
-            f"Parts of Fourier space are hardly seen at all ({100 * coverage.empty_fraction:.0f} % of directions): {figures}. "
-            "The map is smeared along the missing views; tilting the stage or other grids help."
-        )
-    if coverage.sampling_factor < 0.81:
-        return False, (
-            f"Views are uneven: {figures}. Some directions of the map are resolved worse than the figures above say."
-        )
-    return True, f"Views cover all directions well: {figures}."
-
-
 def measure(views: np.ndarray) -> Coverage:
     """Coverage of Fourier space by the views."""
     return view_coverage(torch.from_numpy(np.ascontiguousarray(views)))

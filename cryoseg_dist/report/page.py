@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from cryoseg_dist.kernels.coverage import coverage_verdict
 from cryoseg_dist.report.data import ReportData, RunSummary
 from cryoseg_dist.report.figures_classes import class_cards
 from cryoseg_dist.report.figures_curves import convergence_figure, duration, fsc_figure, time_figure
 from cryoseg_dist.report.figures_map import map_pictures
 from cryoseg_dist.report.figures_micrographs import ctf_cards, ctf_overview, gallery, number
-from cryoseg_dist.report.figures_orientations import coverage_words, measure, orientation_map, view_axes
+from cryoseg_dist.report.figures_orientations import measure, orientation_map, view_axes
 
 _MOST_ROWS = 2000
 
@@ -80,8 +81,13 @@ def _orientations(data: ReportData) -> dict[str, Any] | None:
     if data.orientations is None or len(data.orientations) == 0:
         return None
     views = view_axes(np.asarray(data.orientations), data.summary.symmetry)
-    even, words = coverage_words(measure(views))
-    return {"figure": orientation_map(views), "even": even, "words": words, "count": len(data.orientations)}
+    verdict = coverage_verdict(measure(views))
+    return {
+        "figure": orientation_map(views),
+        "even": verdict.even,
+        "words": verdict.words,
+        "count": len(data.orientations),
+    }
 
 
 def _setting(value: Any) -> str:
