@@ -192,7 +192,7 @@ def _empty_region(
         return "none", (0.0, 0.0, 0.0), 0.0
     e = empty.to(torch.float64)
     # The axis crosses all of a cone; a wedge is flat, perpendicular to the axis of least extent.
-    values, vectors = torch.linalg.eigh(e.T @ e / len(e))
+    _, vectors = torch.linalg.eigh(e.T @ e / len(e))
     rim = math.degrees(math.asin(half_width))
     angle = math.degrees(math.acos(max(0.0, 1.0 - fraction)))
     axis = vectors[:, 2]
