@@ -11,23 +11,23 @@ def fsc(a: Tensor, b: Tensor) -> Tensor:
 
     Parameters
     ----------
-    a, b : Tensor, complex, shape (n, n, n // 2 + 1)
+    a, b : Tensor, complex, shape (..., n, n, n // 2 + 1)
         Half spectra of cubes with the same origin.
 
     Returns
     -------
-    Tensor, float64, shape (n // 2 + 1,)
+    Tensor, float64, shape (..., n // 2 + 1)
         One at shell 0 when both means agree in sign; 0 where a map has no power.
     """
-    n = a.shape[0]
+    n = a.shape[-2]
     index = shells(n, 3, a.device)
     keep = index <= n // 2
     flat = index[keep]
     weights = hermitian_weights(n, a.device).to(torch.float64).expand(index.shape)[keep]
 
     def total(values: Tensor) -> Tensor:
-        out = torch.zeros(n // 2 + 1, dtype=torch.float64, device=a.device)
-        return out.index_add_(0, flat, values[keep].to(torch.float64) * weights)
+        out = torch.zeros((*values.shape[:-3], n // 2 + 1), dtype=torch.float64, device=a.device)
+        return out.index_add_(-1, flat, values[..., keep].to(torch.float64) * weights)
 
     cross = total((a * b.conj()).real)
     power = total(a.abs().square()) * total(b.abs().square())
