@@ -37,14 +37,18 @@ def solvent_mask(volume: Tensor, threshold: float, extend_px: float, edge_px: fl
     threshold : float
         Grey value.
     extend_px : float
-        Pixels by which the binary mask grows.
+        Voxels nearer to the binary mask than this are added to it.
     edge_px : float
-        Width of the raised-cosine edge outside it.
+        Width of the raised-cosine edge outside it, from the nearest voxel of the grown mask.
 
     Returns
     -------
     Tensor, float32, shape (n, n, n)
         Values in [0, 1]; all zero if nothing exceeds the threshold.
+
+    Notes
+    -----
+    Growth and edge are those of RELION's ``relion_mask_create``, which keeps specks and holes.
     """
     labels, n_parts = ndimage.label((volume > threshold).cpu().numpy())
     if n_parts == 0:
@@ -55,5 +59,7 @@ def solvent_mask(volume: Tensor, threshold: float, extend_px: float, edge_px: fl
     kept = torch.nonzero(sizes >= 0.1 * sizes.max()).flatten().numpy()
     inside = torch.isin(torch.from_numpy(labels), torch.from_numpy(kept)).numpy()
     inside = ndimage.binary_fill_holes(inside)
+    if extend_px > 0:
+        inside |= ndimage.distance_transform_edt(~inside) < extend_px
     distance = torch.from_numpy(ndimage.distance_transform_edt(~inside)).to(torch.float32)
-    return cosine_edge(distance - extend_px, edge_px).to(volume.device)
+    return cosine_edge(distance, edge_px).to(volume.device)
