@@ -89,7 +89,7 @@ def test_solvent_mask_covers_the_molecule_and_not_the_specks() -> None:
     mask = solvent_mask(noisy, 0.5, 2, 3)
     assert float(mask[ball > 0].min()) == 1.0
     assert float(mask[2, 2, 2]) == 0.0
-    assert 0.0 < float(mask[n // 2, n // 2, n // 2 + 10]) < 1.0
+    assert 0.0 < float(mask[n // 2, n // 2, n // 2 + 9]) < 1.0
     assert float(solvent_mask(noisy, 9.0, 2, 3).sum()) == 0.0
 
 
