@@ -41,6 +41,9 @@ class Coverage:
         Degrees: of the cone about ``empty_axis`` that is empty, or of the wedge; 0 where there is none.
     empty_shape : {"none", "cone", "wedge", "scattered"}
         What the empty directions form.
+    elongation : float
+        How much longer than wide a point becomes along the axis that is seen least, by the directions that are seen
+        at all (Radermacher 1988); 1 where all are.
     peak_axis : tuple of float
         View axis (xyz) about which most particles lie.
     peak_share : float
@@ -54,6 +57,7 @@ class Coverage:
     empty_axis: tuple[float, float, float] = (0.0, 0.0, 0.0)
     empty_half_angle: float = 0.0
     empty_shape: Literal["none", "cone", "wedge", "scattered"] = "none"
+    elongation: float = 1.0
     peak_axis: tuple[float, float, float] = (0.0, 0.0, 0.0)
     peak_share: float = 1.0
 
@@ -157,9 +161,31 @@ def view_coverage(views: Tensor, n_directions: int = 500, half_width: float = 0.
         empty_axis=axis,
         empty_half_angle=half_angle,
         empty_shape=shape,
+        elongation=elongation(directions[sampling >= _EMPTY]),
         peak_axis=peak,
         peak_share=share,
     )
+
+
+def elongation(seen: Tensor) -> float:
+    """How much longer than wide a point becomes when only some directions of Fourier space are seen.
+
+    Parameters
+    ----------
+    seen : Tensor, shape (d, 3)
+        Unit directions that are, evenly spread where they are.
+
+    Returns
+    -------
+    float
+        Root of the ratio of the largest to the smallest mean square component: the curvatures of the point spread function
+        at its peak, which for a missing cone or wedge are Radermacher's (1988) elongation factors. Infinite for a plane.
+    """
+    if not len(seen):
+        return 1.0
+    d = seen.to(torch.float64)
+    values = torch.linalg.eigvalsh(d.T @ d / len(d))
+    return float((values[2] / values[0].clamp(min=1e-12)).sqrt())
 
 
 def _vector(values: Tensor) -> tuple[float, float, float]:
@@ -282,12 +308,16 @@ def _evenness(spread: Tensor, directions: Tensor) -> float:
     return 1.0 - 2.0 * float(reach.std(correction=0) / reach.mean())
 
 
-def _place(axis: tuple[float, float, float]) -> str:
+def place_of(axis: tuple[float, float, float]) -> str:
     """An axis in words: its tilt from z and the rot that turns x towards it."""
     x, y, z = axis
     tilt = math.degrees(math.acos(max(-1.0, min(1.0, abs(z)))))
     rot = math.degrees(math.atan2(y, x) if z >= 0 else math.atan2(-y, -x))
     return "the z axis" if tilt < 5.0 else f"the axis at rot {rot:.0f}°, tilt {tilt:.0f}°"
+
+
+def _times(ratio: float) -> str:
+    return f"about {ratio:.1f} times" if ratio < 10.0 else "more than ten times"
 
 
 def coverage_verdict(coverage: Coverage) -> Verdict:
@@ -306,9 +336,10 @@ def coverage_verdict(coverage: Coverage) -> Verdict:
             kind: Kind = "cone" if coverage.empty_shape == "cone" else "wedge"
             return Verdict(
                 kind,
-                f"A missing {kind} of half angle {coverage.empty_half_angle:.0f}° about {_place(coverage.empty_axis)}: "
+                f"A missing {kind} of half angle {coverage.empty_half_angle:.0f}° about {place_of(coverage.empty_axis)}: "
                 f"{share} of the directions of Fourier space are hardly seen at all; {figures}. "
-                f"The map is elongated along that axis; tilting the stage or other grids help.",
+                f"The map is elongated along that axis, {_times(coverage.elongation)}; "
+                "tilting the stage or other grids help.",
             )
         return Verdict(
             "gaps",
@@ -319,7 +350,7 @@ def coverage_verdict(coverage: Coverage) -> Verdict:
         return Verdict(
             "preferred",
             f"Preferred orientation: {coverage.peak_share:.1f} times the even share of particles is seen along "
-            f"{_place(coverage.peak_axis)}; {figures}. "
+            f"{place_of(coverage.peak_axis)}; {figures}. "
             "Some directions of the map are resolved worse than its resolution says.",
         )
     return Verdict("even", f"Views cover all directions well: {figures}.")

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from cryoseg_dist.kernels.fourier import radius, shell_mean, shells
 
+# Logarithms of amplitudes at or below this are those of shells without power.
+LOWEST_LOGARITHM = -350.0
+
 
 @dataclass(frozen=True, slots=True)
 class Guinier:
@@ -30,6 +33,12 @@ class Guinier:
     intercept: float
 
 
+def log_amplitude(spectrum: Tensor) -> Tensor:
+    """Natural logarithm of each shell's root mean square amplitude, float64, shape (n // 2 + 1,)."""
+    power = shell_mean(spectrum.abs().square().to(torch.float64), spectrum.shape[0], 3)
+    return 0.5 * torch.log(power.clamp(min=torch.finfo(torch.float64).tiny))
+
+
 def guinier(spectrum: Tensor, pixel_size: float, low_resolution: float, high_resolution: float) -> Guinier | None:
     """Fit ``ln F`` against ``1 / d^2``: the slope is ``B / 4`` (Rosenthal & Henderson 2003).
 
@@ -46,13 +55,12 @@ def guinier(spectrum: Tensor, pixel_size: float, low_resolution: float, high_res
         None when fewer than three shells lie between the limits.
     """
     n = spectrum.shape[0]
-    power = shell_mean(spectrum.abs().square().to(torch.float64), n, 3)
+    y = log_amplitude(spectrum)
     k = torch.arange(n // 2 + 1, dtype=torch.float64) / (n * pixel_size)
-    inside = (k >= 1.0 / low_resolution) & (k <= 1.0 / high_resolution) & (power > 0)
+    inside = (k >= 1.0 / low_resolution) & (k <= 1.0 / high_resolution) & (y > LOWEST_LOGARITHM)
     if int(inside.sum()) < 3:
         return None
     x = k.square()
-    y = 0.5 * torch.log(power.clamp(min=torch.finfo(torch.float64).tiny))
     xs, ys = x[inside], y[inside]
     slope = float(((xs - xs.mean()) * (ys - ys.mean())).sum() / (xs - xs.mean()).square().sum())
     return Guinier(x, y, 4.0 * slope, float(ys.mean()) - slope * float(xs.mean()))

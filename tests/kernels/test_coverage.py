@@ -61,6 +61,8 @@ def test_views_up_to_a_tilt_leave_a_cone_of_the_rest(limit, axis):
     assert found.empty_half_angle == pytest.approx(90.0 - limit, abs=2.0)
     unit = torch.nn.functional.normalize(torch.tensor(axis), dim=0)
     assert abs(float(torch.tensor(found.empty_axis) @ unit)) > math.cos(math.radians(2.0))
+    sine = math.sin(math.radians(limit))
+    assert found.elongation == pytest.approx(math.sqrt((3 - sine**2) / (2 * sine**2)), rel=0.06)
     verdict = coverage_verdict(found)
     assert verdict.kind == "cone"
     assert f"missing cone of half angle {found.empty_half_angle:.0f}°" in verdict.words
@@ -82,6 +84,9 @@ def test_a_single_axis_tilt_series_leaves_a_wedge(limit):
     assert found.empty_shape == "wedge"
     assert found.empty_half_angle == pytest.approx(90.0 - limit, abs=2.5)
     assert abs(found.empty_axis[2]) > 0.99
+    a = math.radians(limit)
+    product = math.sin(a) * math.cos(a)
+    assert found.elongation == pytest.approx(math.sqrt((a + product) / (a - product)), rel=0.08)
     assert coverage_verdict(found).kind == "wedge"
 
 
