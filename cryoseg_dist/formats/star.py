@@ -14,7 +14,7 @@ from cryoseg_dist.schema import columns
 from cryoseg_dist.schema.columns import Column
 from cryoseg_dist.schema.work import ImageFile
 
-OLD_OPTICS = ("voltage", "spherical_aberration", "amplitude_contrast")
+OLD_OPTICS = ("voltage", "spherical_aberration", "amplitude_contrast", "beam_tilt_x", "beam_tilt_y")
 # Text even where it looks like a number (a micrograph called 0007).
 TEXT_LABELS = (
     *(c.label for c in columns.OPTICS + columns.MICROGRAPHS + columns.PARTICLES if c.dtype == "str"),
@@ -124,6 +124,9 @@ def _grouped(rows: pd.DataFrame, optics: pd.DataFrame, where: str) -> pd.DataFra
         return rows
     if "optics_group" not in optics:
         raise BadInputError(f"{where}: data_optics", "a column _rlnOpticsGroup", "a table without it")
+    twice = optics["optics_group"][optics["optics_group"].duplicated()]
+    if len(twice):
+        raise BadInputError(f"{where}: data_optics", "every group once", f"group {twice.iloc[0]} listed twice")
     if "optics_group" not in rows:
         if len(optics) > 1:
             raise BadInputError(where, "a column _rlnOpticsGroup", f"rows without it, and {len(optics)} optics groups")

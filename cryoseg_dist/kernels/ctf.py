@@ -4,6 +4,7 @@ The sign is that of contrast-inverted (protein white) images: positive at low fr
 """
 
 import math
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -11,12 +12,16 @@ from torch import Tensor
 from cryoseg_dist.kernels.fourier import frequencies
 
 
-def wavelength(voltage: float) -> float:
+@overload
+def wavelength(voltage: float) -> float: ...
+@overload
+def wavelength(voltage: Tensor) -> Tensor: ...
+def wavelength(voltage: float | Tensor) -> float | Tensor:
     """Relativistic electron wavelength in A.
 
     Parameters
     ----------
-    voltage : float
+    voltage : float or Tensor
         Acceleration voltage in kV.
 
     Notes
@@ -24,7 +29,7 @@ def wavelength(voltage: float) -> float:
     ``12.2643 / sqrt(V (1 + 0.978466e-6 V))`` with V in volts (Rohou & Grigorieff 2015).
     """
     volts = voltage * 1e3
-    return 12.2643247 / math.sqrt(volts * (1.0 + 0.978466e-6 * volts))
+    return 12.2643247 / (volts * (1.0 + 0.978466e-6 * volts)) ** 0.5
 
 
 def aberration_phase(
@@ -132,9 +137,10 @@ def ctf_pixels(
     defocus_angle: Tensor,
     phase_shift: Tensor,
     *,
-    voltage: float,
-    spherical_aberration: float,
-    amplitude_contrast: float,
+    voltage: float | Tensor,
+    spherical_aberration: float | Tensor,
+    amplitude_contrast: float | Tensor,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Transfer functions at some Fourier pixels only; the values of :func:`ctf` there.
 
@@ -148,6 +154,10 @@ def ctf_pixels(
         A.
     defocus_u, defocus_v, defocus_angle, phase_shift : Tensor, shape (n,)
         A, A, degrees, degrees.
+    voltage, spherical_aberration, amplitude_contrast : float or Tensor, shape (n,)
+        kV, mm, fraction; of all images or of each.
+    offset : Tensor, shape (n, p), optional
+        Radians to take from the phases.
 
     Returns
     -------
@@ -157,22 +167,27 @@ def ctf_pixels(
     -----
     ``k^2 cos 2(azimuth - angle)`` is a quadratic form of the indices, so all phases are one matrix product.
     """
-    lam, scale = wavelength(voltage), 1.0 / (size * pixel_size)
+    scale = 1.0 / (size * pixel_size)
     y, x = ky.to(torch.float32) * scale, kx.to(torch.float32) * scale
     k2 = x * x + y * y
-    fixed = -0.5 * math.pi * lam**3 * spherical_aberration * 1e7 * k2 * k2 + math.asin(amplitude_contrast)
-    basis = torch.stack((k2, x * x - y * y, 2.0 * x * y, torch.ones_like(k2), fixed))
-    half = 0.5 * math.pi * lam
+    basis = torch.stack((k2, x * x - y * y, 2.0 * x * y, torch.ones_like(k2), k2 * k2))
     u, v, angle, phase = (t.to(torch.float32) for t in (defocus_u, defocus_v, defocus_angle, phase_shift))
+    kilovolts, cs, contrast = (
+        torch.as_tensor(t, dtype=torch.float64).expand(u.shape)
+        for t in (voltage, spherical_aberration, amplitude_contrast)
+    )
+    lam = wavelength(kilovolts)
+    half = (0.5 * math.pi * lam).to(u)
     double = 2.0 * torch.deg2rad(angle)
     factors = torch.stack(
         (
             half * (u + v),
             half * (u - v) * torch.cos(double),
             half * (u - v) * torch.sin(double),
-            torch.deg2rad(phase),
-            torch.ones_like(u),
+            torch.deg2rad(phase) + torch.asin(contrast).to(u),
+            (-0.5 * math.pi * lam**3 * cs * 1e7).to(u),
         ),
         dim=1,
     )
-    return torch.sin(factors @ basis)
+    chi = factors @ basis
+    return torch.sin(chi if offset is None else chi - offset)

@@ -33,13 +33,29 @@ from cryoseg_dist.store.ledger import Ledger
 PART_IMAGES, FOLD_IMAGES = 256, 16384
 # Faults of one kind that are spelled out.
 FAULTS_SHOWN = 10
+# Zernike polynomials of an optics group: to the ninth degree.
+MOST_COEFFICIENTS = 60
 IMAGE_COLUMNS = ("image_name", "defocus_u", "defocus_v", "defocus_angle")
 POSE_COLUMNS = ("rot", "tilt", "psi")
 OPTICS_COLUMNS = ("voltage", "spherical_aberration", "amplitude_contrast", "pixel_size")
 # Columns that may be absent, and what absence means.
 OPTIONAL = {"phase_shift": 0.0, "origin_x": 0.0, "origin_y": 0.0}
-# Corrections that RELION applies to its CTF and that are not applied here, by RELION label.
-NOT_APPLIED = ("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike", "rlnMagMat00", "ctf_b_factor")
+# What optics can be; beyond it a table lies.
+RANGES = {
+    "voltage": (20.0, 1500.0),
+    "spherical_aberration": (0.0, 20.0),
+    "amplitude_contrast": (0.0, 0.99),
+    "pixel_size": (0.05, 50.0),
+}
+# Corrections that RELION applies and that are not applied here, with the value that means none.
+NOT_APPLIED = {
+    "rlnMagMat00": 1.0,
+    "rlnMagMat01": 0.0,
+    "rlnMagMat10": 0.0,
+    "rlnMagMat11": 1.0,
+    "ctf_b_factor": 0.0,
+    "rlnCtfScalefactor": 1.0,
+}
 
 
 def read_particles(path: Path, diameter: float | None, *, poses: bool) -> Particles:
@@ -76,13 +92,13 @@ def read_particles(path: Path, diameter: float | None, *, poses: bool) -> Partic
     faults = unsupported(rows, used, size)
     if faults:
         raise BadInputError(
-            where, "one kind of optics and a plain CTF", "; ".join(faults), "Split or correct the file."
+            where, "particles that can be reconstructed together", "; ".join(faults), "Split or correct the file."
         )
-    first = used.iloc[0]
+    groups = {int(row["optics_group"]): optics_of(row) for _, row in used.iterrows()}
     table = rows.assign(**{name: value for name, value in OPTIONAL.items() if name not in rows})
     if "random_subset" in table and not set(table["random_subset"]) - {0}:
         table = table.drop(columns="random_subset")
-    one = Optics(*(float(first[c]) for c in ("pixel_size", "voltage", "spherical_aberration", "amplitude_contrast")))
+    one = next(iter(groups.values()))
     return Particles(
         content_name(path, sources),
         table,
@@ -91,7 +107,45 @@ def read_particles(path: Path, diameter: float | None, *, poses: bool) -> Partic
         size * one.pixel_size if diameter is None else diameter,
         sources=tuple(sources),
         optics_groups=optics,
+        groups=groups,
     )
+
+
+def optics_of(row: pd.Series) -> Optics:
+    """A row of the optics table with all that is corrected for.
+
+    Raises
+    ------
+    BadInputError
+        Aberrations that are no list of numbers.
+    """
+    return Optics(
+        float(row["pixel_size"]),
+        float(row["voltage"]),
+        float(row["spherical_aberration"]),
+        float(row["amplitude_contrast"]),
+        (float(row.get("beam_tilt_x", 0.0)), float(row.get("beam_tilt_y", 0.0))),
+        coefficients(row.get("odd_zernike", "")),
+        coefficients(row.get("even_zernike", "")),
+    )
+
+
+def coefficients(text: str) -> tuple[float, ...]:
+    """Numbers of ``[a, b, ...]``; none of an empty list.
+
+    Raises
+    ------
+    BadInputError
+        Something else, or more than any microscope needs.
+    """
+    parts = [part for part in text.strip("[] ").split(",") if part.strip()]
+    try:
+        values = tuple(float(part) for part in parts)
+    except ValueError:
+        values = (np.nan,)
+    if not np.isfinite(values).all() or len(values) > MOST_COEFFICIENTS:
+        raise BadInputError("aberrations", f"at most {MOST_COEFFICIENTS} numbers as [a, b, ...]", repr(text[:80]))
+    return values
 
 
 def missing_columns(tables: StarTables, names: tuple[str, ...]) -> list[str]:
@@ -107,30 +161,24 @@ def unsupported(rows: pd.DataFrame, optics: pd.DataFrame, size: int) -> list[str
     """What is in the file but cannot be honoured."""
     labels = {c.name: c.label for c in columns.OPTICS + columns.PARTICLES}
     faults = []
-    for name in (*OPTICS_COLUMNS, "image_size"):
+    for name in ("pixel_size", "image_size"):
         if name in optics and optics[name].nunique() > 1:
-            faults.append(f"optics groups of different _{labels[name]} ({sorted(optics[name].unique())})")
+            faults.append(f"optics groups of different _{labels[name]} ({sorted(optics[name].unique().tolist())})")
     if "image_size" in optics and optics["image_size"].nunique() == 1 and int(optics["image_size"].iloc[0]) != size:
         faults.append(f"_rlnImageSize {int(optics['image_size'].iloc[0])}, but images of {size} pixels")
-    if (optics["pixel_size"] <= 0).any():
-        faults.append("a pixel size of 0 or less")
+    for name, (low, high) in RANGES.items():
+        outside = optics[name][~optics[name].between(low, high)]
+        if len(outside):
+            faults.append(f"_{labels[name]} {outside.iloc[0]:g}, not {low:g} to {high:g}")
     if "ctf_premultiplied" in optics and (optics["ctf_premultiplied"] != 0).any():
         faults.append("images that were multiplied by their CTF (_rlnCtfDataAreCtfPremultiplied 1)")
-    for name in NOT_APPLIED:
+    for name, neutral in NOT_APPLIED.items():
         for table in (rows, optics):
-            if name in table and not is_neutral(name, table[name]):
+            if name in table and not (pd.to_numeric(table[name], errors="coerce") == neutral).all():
                 faults.append(f"_{labels.get(name, name)}, a correction that is not applied here")
     if "random_subset" in rows and set(rows["random_subset"]) not in ({0}, {1, 2}):
         faults.append(f"_rlnRandomSubset of {sorted(set(rows['random_subset']))}, not 1 and 2")
     return faults
-
-
-def is_neutral(name: str, values: pd.Series) -> bool:
-    """Whether a correction changes nothing."""
-    numbers = pd.to_numeric(values, errors="coerce")
-    if numbers.isna().any():
-        return all(str(v).strip("[] 0.,") == "" for v in values.unique())
-    return bool((numbers == (1.0 if name == "rlnMagMat00" else 0.0)).all())
 
 
 def find_images(names: list[str], star: Path) -> tuple[list[ImageFile], int, list[str]]:
@@ -239,7 +287,7 @@ def run_reconstruct(session: Session, particles: Particles, max_resolution: floa
         for unit in units:
             session.emit(UnitFinished("reconstruct", run, unit.key, Outcome.DONE, 0.0, 0, 0, 1, ""))
 
-    stage = FoldStage(particles.optics, size, padding, max_shell=max_shell)
+    stage = FoldStage(particles.microscope, size, padding, max_shell=max_shell)
     sums = accumulate.sums(stage, groups, checkpoint=run, on_fold=tell)
     totals = [complete(sums[name], symmetry, size, padding) for name in groups]
     totals.append(totals[0] + totals[1])

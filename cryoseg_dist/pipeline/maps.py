@@ -225,7 +225,7 @@ def _stochastic_start(session: Session, run: str, particles: Particles, start: i
     prefix = f"{run}/start{start}"
 
     def total_of(folds: Sequence[Unit], noise: np.ndarray) -> Tensor:
-        stage = FoldStage(particles.optics, size, padding, noise)
+        stage = FoldStage(particles.microscope, size, padding, noise)
         return complete(accumulation(session).sums(stage, {"all": folds})["all"], symmetry, size, padding)
 
     first, state, total = 0, None, None
@@ -260,7 +260,7 @@ def _stochastic_start(session: Session, run: str, particles: Particles, start: i
         name = f"{prefix}/it{iteration + 1:03d}"
         reference = map_region(f"{prefix}/it{iteration:03d}/map", 0, size)
         stage = ExpectationStage(
-            particles.optics,
+            particles.microscope,
             symmetry,
             particles.diameter,
             sampled,
@@ -353,7 +353,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
         sampled = refine.sampling(state, size, pixel, diameter, symmetry, settings)
         maps = f"{run}/it{state.iteration:03d}/maps"
         stage = ExpectationStage(
-            particles.optics,
+            particles.microscope,
             symmetry,
             diameter,
             sampled,
@@ -366,7 +366,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
         )
         matched = expectation(session, name, particles, batches, stage, last)
         noise = refine.noise_spectra(matched.records, [b.half for b in batches], state.noise_array())
-        fold = FoldStage(particles.optics, size, padding, noise)
+        fold = FoldStage(particles.microscope, size, padding, noise)
         groups = {str(h): folds_of(session, particles, matched, h, name) for h in (0, 1)}
         sums = accumulation(session).sums(fold, groups)
         totals = [complete(sums[str(h)], symmetry, size, padding) for h in (0, 1)]

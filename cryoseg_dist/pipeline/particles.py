@@ -1,6 +1,6 @@
 """From picks to particles: extraction, sorting and what every later stage needs to know of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
@@ -42,6 +42,8 @@ class Particles:
     set_aside : tuple of SetAside
     optics_groups : DataFrame, optional
         The optics table that came with the particles.
+    groups : Mapping of int to Optics, optional
+        By the table's ``optics_group``, of one pixel size; ``optics`` holds for all when not given.
     """
 
     run: str
@@ -53,6 +55,7 @@ class Particles:
     sources: tuple[ImageFile, ...] | None = None
     set_aside: tuple[SetAside, ...] = ()
     optics_groups: pd.DataFrame | None = None
+    groups: Mapping[int, Optics] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -63,9 +66,19 @@ class Particles:
         sources = None if self.sources is None else tuple(self.sources[i] for i in index)
         return replace(self, run=run, table=self.table.iloc[index].reset_index(drop=True), sources=sources)
 
+    @property
+    def microscope(self) -> Optics | tuple[Optics, ...]:
+        """One optics, or those of the groups in the order of their index in :meth:`transfer`."""
+        return self.optics if self.groups is None else tuple(self.groups.values())
+
     def transfer(self, rows: np.ndarray) -> np.ndarray:
-        """CTF columns of some rows, float32, shape (n, 4)."""
-        return self.table[list(CTF_COLUMNS)].to_numpy(np.float32)[rows]
+        """CTF columns of some rows, and the index of the optics group where there are groups, float32, shape (n, 4 or 5)."""
+        values = self.table[list(CTF_COLUMNS)].to_numpy(np.float32)[rows]
+        if self.groups is None:
+            return values
+        place = {number: i for i, number in enumerate(self.groups)}
+        index = self.table["optics_group"].to_numpy()[rows]
+        return np.column_stack((values, [place[int(number)] for number in index])).astype(np.float32)
 
     def read_of(self, rows: np.ndarray) -> tuple[Read, np.ndarray | None]:
         """How to read some rows, and which of the images read they are (None: all, in order).

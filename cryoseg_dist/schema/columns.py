@@ -43,6 +43,10 @@ OPTICS = (
         "",
         "1 if images carry their CTF already",
     ),
+    Column("beam_tilt_x", "rlnBeamTiltX", "float64", "mrad", "Beam tilt"),
+    Column("beam_tilt_y", "rlnBeamTiltY", "float64", "mrad", "Beam tilt"),
+    Column("odd_zernike", "rlnOddZernike", "str", "rad", "Antisymmetric aberrations, [a, b, ...]"),
+    Column("even_zernike", "rlnEvenZernike", "str", "rad", "Symmetric aberrations, [a, b, ...]"),
 )
 
 MICROGRAPHS = (

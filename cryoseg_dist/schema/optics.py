@@ -17,9 +17,16 @@ class Optics:
         mm.
     amplitude_contrast : float
         Fraction in [0, 1).
+    beam_tilt : tuple of float
+        x and y, mrad.
+    odd_aberrations, even_aberrations : tuple of float
+        Zernike coefficients in RELION's order, rad.
     """
 
     pixel_size: float
     voltage: float
     spherical_aberration: float
     amplitude_contrast: float
+    beam_tilt: tuple[float, float] = (0.0, 0.0)
+    odd_aberrations: tuple[float, ...] = ()
+    even_aberrations: tuple[float, ...] = ()

@@ -17,8 +17,8 @@ from cryoseg_dist.kernels.accumulate import (
     shell_weights,
     symmetrise,
 )
-from cryoseg_dist.kernels.ctf import ctf_pixels
 from cryoseg_dist.kernels.fourier import to_fourier
+from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import disc_pixels, take_pixels
 from cryoseg_dist.kernels.so3 import euler_to_matrix
 from cryoseg_dist.kernels.symmetry import operators
@@ -48,13 +48,14 @@ class FoldStage:
     """Sums the central slices of a batch of particles.
 
     A fold reads its images in parts, ``images/0`` and so on. Its parameters are ``half`` (0 or 1) and ``parts``, one mapping
-    a part: ``ctf`` (n, 4), defocus U, V in A, angle and phase shift in degrees; ``rows``, the images to take of those
+    a part: ``ctf`` (n, 4 or 5), the columns of :class:`~cryoseg_dist.kernels.microscope.Microscope`; ``rows``, the images to take of those
     read (all when absent); and ``poses`` (n, k, 12), rotation matrix, origin x, y in pixels, weight, unless they are read as
     ``poses/0`` and so on, (1, at least n, k, 12).
 
     Attributes
     ----------
-    optics : Optics
+    optics : Optics or tuple of Optics
+        One, or those of the optics groups.
     size : int
         Extent of the images.
     padding : int
@@ -64,7 +65,7 @@ class FoldStage:
         Fourier pixels beyond this radius are left out; the inscribed circle when not given.
     """
 
-    optics: Optics
+    optics: Optics | tuple[Optics, ...]
     size: int
     padding: int = 2
     noise: np.ndarray | None = None
@@ -94,11 +95,12 @@ class FoldStage:
         order = torch.argsort(ky * self.size + kx)
         ky, kx = ky[order], kx[order]
         inverse_noise = self._inverse_noise(int(unit.parameters["half"]), ky, kx)
+        microscope = Microscope(self.optics, self.size, ky, kx)
         for i, part in enumerate(unit.parameters["parts"]):
             rows, images = part.get("rows"), inputs[f"images/{i}"]
             images = images if rows is None else images[np.asarray(rows)]
             poses = inputs[f"poses/{i}"][0, : len(images)] if f"poses/{i}" in inputs else part["poses"]
-            self._insert(total, images, np.asarray(part["ctf"]), np.asarray(poses), inverse_noise, ky, kx)
+            self._insert(total, images, np.asarray(part["ctf"]), np.asarray(poses), inverse_noise, microscope, ky, kx)
         return total.numpy()
 
     def _insert(
@@ -108,12 +110,13 @@ class FoldStage:
         transfer: np.ndarray,
         poses: np.ndarray,
         inverse_noise: Tensor,
+        microscope: Microscope,
         ky: Tensor,
         kx: Tensor,
     ) -> None:
         for first in range(0, len(images), INSERTED):
             rows = slice(first, first + INSERTED)
-            data, weights = self._weighted(images[rows], transfer[rows], inverse_noise, ky, kx)
+            data, weights = self._weighted(images[rows], transfer[rows], inverse_noise, microscope, ky, kx)
             pose = torch.from_numpy(poses[rows].astype(np.float32))
             image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
             used = pose[image, slot]
@@ -132,7 +135,13 @@ class FoldStage:
             )
 
     def _weighted(
-        self, images: np.ndarray, transfer: np.ndarray, inverse_noise: Tensor, ky: Tensor, kx: Tensor
+        self,
+        images: np.ndarray,
+        transfer: np.ndarray,
+        inverse_noise: Tensor,
+        microscope: Microscope,
+        ky: Tensor,
+        kx: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Transforms times CTF, and CTF squared, over the noise."""
         data = torch.empty((len(images), len(ky)), dtype=torch.complex64)
@@ -140,22 +149,11 @@ class FoldStage:
         for first in range(0, len(images), TRANSFORMED):
             rows = slice(first, first + TRANSFORMED)
             x = take_pixels(to_fourier(torch.from_numpy(images[rows].astype(np.float32))), ky, kx)
-            c = self._ctf(torch.from_numpy(transfer[rows].astype(np.float32)), ky, kx)
+            columns = torch.from_numpy(transfer[rows].astype(np.float32))
+            c, x = microscope.ctf(columns), microscope.in_phase(x, columns)
             torch.mul(x, c * inverse_noise, out=data[rows])
             torch.mul(c, c * inverse_noise, out=weights[rows])
         return data, weights
-
-    def _ctf(self, transfer: Tensor, ky: Tensor, kx: Tensor) -> Tensor:
-        return ctf_pixels(
-            ky,
-            kx,
-            self.size,
-            self.optics.pixel_size,
-            *transfer.T,
-            voltage=self.optics.voltage,
-            spherical_aberration=self.optics.spherical_aberration,
-            amplitude_contrast=self.optics.amplitude_contrast,
-        )
 
     def _inverse_noise(self, half: int, ky: Tensor, kx: Tensor) -> Tensor:
         if self.noise is None:

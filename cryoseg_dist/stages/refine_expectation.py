@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryoseg_dist.kernels.ctf import ctf
 from cryoseg_dist.kernels.fourier import to_fourier
 from cryoseg_dist.kernels.mask import soft_sphere
 from cryoseg_dist.kernels.matching import (
@@ -20,6 +19,7 @@ from cryoseg_dist.kernels.matching import (
     shift_phases,
     significant,
 )
+from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.orientation_grid import (
     angular_step,
     neighbours,
@@ -78,8 +78,8 @@ class ExpectationStage:
 
     Attributes
     ----------
-    optics : Optics
-        Of the particle images.
+    optics : Optics or tuple of Optics
+        Of the particle images: one, or those of the optics groups.
     symmetry : str
     diameter : float
         A; images are masked softly beyond it.
@@ -98,7 +98,7 @@ class ExpectationStage:
         ``half1``, ``half2``: real-space maps.
     """
 
-    optics: Optics
+    optics: Optics | tuple[Optics, ...]
     symmetry: str
     diameter: float
     sampling: Sampling
@@ -141,8 +141,8 @@ class ExpectationStage:
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Poses of one batch of particles of one half set.
 
-        Unit parameters: ``half`` (0 or 1), ``ctf`` (n, 4) with the columns of ``CTF_COLUMNS``, ``poses`` (n, 11) with the last
-        rotation and origin, and optionally ``rows``, the images to take of those read. Writes ``poses``
+        Unit parameters: ``half`` (0 or 1), ``ctf`` (n, 4 or 5) with the columns of ``CTF_COLUMNS`` and the optics group,
+        ``poses`` (n, 11) with the last rotation and origin, and optionally ``rows``, the images to take of those read. Writes ``poses``
         (1, unit size, poses_kept, 12), zero beyond the last particle. The record holds sums for the noise
         spectrum and figures of the posterior.
         """
@@ -164,19 +164,13 @@ class ExpectationStage:
     ) -> Tensor:
         size, n = state.size, state.n_fine
         device = state.ky.device
-        mask = soft_sphere(size, 0.5 * self.diameter / self.optics.pixel_size, 5.0, 2)
-        transfer_functions = ctf(
-            size,
-            self.optics.pixel_size,
-            *(transfer[:, i].to(device) for i in range(4)),
-            voltage=self.optics.voltage,
-            spherical_aberration=self.optics.spherical_aberration,
-            amplitude_contrast=self.optics.amplitude_contrast,
-        )
-        c = take_pixels(transfer_functions, state.ky, state.kx)
+        microscope = Microscope(self.optics, size, state.ky, state.kx)
+        c = microscope.ctf(transfer)
+        mask = soft_sphere(size, 0.5 * self.diameter / microscope.groups[0].pixel_size, 5.0, 2)
         # The last origin is applied once; shifts are searched around it.
         centre = last[:, 9:11].to(device)
         home = shift_phases(centre, state.ky, state.kx, size)
+        home = microscope.in_phase(home, transfer)
         seen = take_pixels(to_fourier((images * mask).to(device)), state.ky, state.kx)[:, :n] * home[:, :n]
         noise = torch.from_numpy(self.noise[half]).to(device)[state.shell]
         observations = observe(seen, c[:, :n], noise[:n])

@@ -145,7 +145,7 @@ def test_odd_and_even_tables_order_give_the_same(shared_data: Path) -> None:
 
 def test_zernike_lists_stay_text(shared_data: Path) -> None:
     optics = read_star(shared_data / "io/cryodrgn/relion31.6opticsgroups.star").optics
-    assert optics["rlnOddZernike"].iloc[0].startswith("[1.70554063513,1.2131261042")
+    assert optics["odd_zernike"].iloc[0].startswith("[1.70554063513,1.2131261042")
 
 
 def test_real_particle_images_are_where_the_table_says(shared_data: Path) -> None:

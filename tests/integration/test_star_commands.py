@@ -155,12 +155,15 @@ def test_what_is_missing_is_listed_before_any_work(star: Path, tmp_path: Path) -
 def test_corrections_that_are_not_applied_are_refused(star: Path, tmp_path: Path) -> None:
     tables = read_star(star)
     for optics, word in (
-        (tables.optics.assign(rlnBeamTiltX=0.4), "_rlnBeamTiltX"),
+        (tables.optics.assign(rlnMagMat00=1.01), "_rlnMagMat00"),
         (tables.optics.assign(ctf_premultiplied=1), "_rlnCtfDataAreCtfPremultiplied"),
-        (pd.concat([tables.optics, tables.optics.assign(optics_group=2, voltage=200.0)]), "_rlnVoltage"),
+        (pd.concat([tables.optics, tables.optics.assign(optics_group=2, pixel_size=5.0)]), "_rlnImagePixelSize"),
+        (pd.concat([tables.optics, tables.optics]), "listed twice"),
+        (tables.optics.assign(voltage=np.inf), "_rlnVoltage"),
+        (tables.optics.assign(odd_zernike="[1,x]"), "[1,x]"),
     ):
         bad = star.with_name("bad2.star")
-        group = np.arange(N) % len(optics) + 1
+        group = np.arange(N) % optics["optics_group"].nunique() + 1
         write_star(bad, {"optics": optics, "particles": tables.rows.assign(optics_group=group)})
         result = CliRunner().invoke(app, ["reconstruct", str(bad), "--output", str(tmp_path / "p")])
         assert result.exit_code == 2

@@ -1,0 +1,78 @@
+"""Transfer functions and phase errors of images that were taken in different ways."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cryoseg_dist.kernels.aberrations import antisymmetric_phase, symmetric_phase
+from cryoseg_dist.kernels.ctf import ctf_pixels
+from cryoseg_dist.schema.optics import Optics
+
+
+class Microscope:
+    """Optics groups at some Fourier pixels: what each did to the images of its group.
+
+    Images are described by columns, shape (n, 4) or (n, 5): defocus U, V in A, angle and phase shift in degrees, and the index of
+    the image's group; images without a fifth column belong to the first group.
+
+    Parameters
+    ----------
+    optics : Optics or sequence of Optics
+        The groups; of one pixel size.
+    size : int
+        Extent of the images.
+    ky, kx : Tensor, int64, shape (p,)
+        Signed indices of the pixels.
+    """
+
+    def __init__(self, optics: Optics | Sequence[Optics], size: int, ky: Tensor, kx: Tensor) -> None:
+        self.groups = (optics,) if isinstance(optics, Optics) else tuple(optics)
+        self._size, self._ky, self._kx = size, ky, kx
+        # Computed in double precision: k^3 and higher powers lose much.
+        scale = 1.0 / (size * self.groups[0].pixel_size)
+        y, x = ky.double() * scale, kx.double() * scale
+        self._even: Tensor | None = None
+        self._odd: Tensor | None = None
+        if any(any(g.even_aberrations) for g in self.groups):
+            self._even = torch.stack([symmetric_phase(y, x, g.even_aberrations) for g in self.groups]).float()
+        if any(any((*g.beam_tilt, *g.odd_aberrations)) for g in self.groups):
+            phases = [
+                antisymmetric_phase(
+                    y,
+                    x,
+                    g.beam_tilt,
+                    g.odd_aberrations,
+                    voltage=g.voltage,
+                    spherical_aberration=g.spherical_aberration,
+                )
+                for g in self.groups
+            ]
+            self._odd = torch.polar(torch.ones(()).double(), -torch.stack(phases)).to(torch.complex64)
+
+    def _group(self, columns: Tensor) -> Tensor:
+        return columns[:, 4].long().cpu() if columns.shape[1] > 4 else torch.zeros(len(columns), dtype=torch.int64)
+
+    def ctf(self, columns: Tensor) -> Tensor:
+        """Transfer functions, float32, shape (n, p)."""
+        of = self._group(columns)
+        values = torch.tensor(
+            [(g.voltage, g.spherical_aberration, g.amplitude_contrast) for g in self.groups], dtype=torch.float64
+        )[of]
+        return ctf_pixels(
+            self._ky,
+            self._kx,
+            self._size,
+            self.groups[0].pixel_size,
+            *columns[:, :4].to(self._ky.device).unbind(1),
+            voltage=values[:, 0],
+            spherical_aberration=values[:, 1],
+            amplitude_contrast=values[:, 2],
+            offset=None if self._even is None else self._even[of],
+        )
+
+    def in_phase(self, spectra: Tensor, columns: Tensor) -> Tensor:
+        """Spectra (n, p) without the phase errors of odd aberrations; themselves where there are none."""
+        if self._odd is None:
+            return spectra
+        return spectra * self._odd[self._group(columns)]
