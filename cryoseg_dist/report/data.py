@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from cryoseg_dist.report.data_fsc import FscView
+from cryoseg_dist.report.data_validation import ValidationView
+
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
@@ -118,29 +121,6 @@ class ClassView:
 
 
 @dataclass(frozen=True, slots=True)
-class FscView:
-    """Fourier shell correlation curves of one box.
-
-    Attributes
-    ----------
-    curves : Mapping of str to ndarray, shape (shells,)
-        Any of ``unmasked``, ``masked``, ``randomised``, ``corrected``.
-    box : int
-        Pixels.
-    pixel_size : float
-        A.
-    resolution, resolution_half : float, optional
-        A at 0.143 and 0.5.
-    """
-
-    curves: Mapping[str, np.ndarray]
-    box: int
-    pixel_size: float
-    resolution: float | None = None
-    resolution_half: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class MapView:
     """The map.
 
@@ -202,6 +182,7 @@ class ReportData:
     truth_fsc : FscView, optional
         Of the map against a known truth; curves of any name.
     map : MapView, optional
+    validation : ValidationView, optional
     set_aside : sequence of SetAside
     stage_seconds : Mapping of str to float
         Wall-clock seconds of each stage, in order.
@@ -218,6 +199,7 @@ class ReportData:
     fsc: FscView | None = None
     truth_fsc: FscView | None = None
     map: MapView | None = None
+    validation: ValidationView | None = None
     set_aside: Sequence[SetAside] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     iterations: Sequence[IterationView] = ()

@@ -7,7 +7,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from cryoseg_dist.report.data import FscView, IterationView
+from cryoseg_dist.report.data import IterationView
+from cryoseg_dist.report.data_fsc import FscView
 from cryoseg_dist.report.drawing import GRID, INK, MUTED, SERIES, figure, styled, svg
 
 _NAMES = {
@@ -19,7 +20,7 @@ _NAMES = {
 _COLOURS = {"corrected": INK, "masked": SERIES[0], "unmasked": SERIES[2], "randomised": SERIES[1]}
 
 
-def _resolution_axis(axes: Axes, last: float) -> None:
+def resolution_axis(axes: Axes, last: float) -> None:
     """Label the frequency axis with resolutions too, along the top."""
     values = [
         d
@@ -76,7 +77,7 @@ def fsc_figure(view: FscView, label: str = "Fourier shell correlation") -> Marku
         ylabel="correlation",
     )
     axes.grid(axis="y", color=GRID)
-    _resolution_axis(axes, last)
+    resolution_axis(axes, last)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4, columnspacing=1.4, handlelength=1.6)
     return svg(drawing, label)
 

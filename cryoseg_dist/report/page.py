@@ -13,6 +13,8 @@ from cryoseg_dist.report.figures_curves import convergence_figure, duration, fsc
 from cryoseg_dist.report.figures_map import map_pictures
 from cryoseg_dist.report.figures_micrographs import ctf_cards, ctf_overview, gallery, number
 from cryoseg_dist.report.figures_orientations import measure, orientation_map, view_axes
+from cryoseg_dist.report.figures_validation import local_slices
+from cryoseg_dist.report.validation_parts import validation_parts
 
 _MOST_ROWS = 2000
 
@@ -77,16 +79,17 @@ def ctf_rows(data: ReportData) -> list[dict[str, Any]]:
     ]
 
 
-def _orientations(data: ReportData) -> dict[str, Any] | None:
-    if data.orientations is None or len(data.orientations) == 0:
+def orientation_part(orientations: np.ndarray | None, symmetry: str | None) -> dict[str, Any] | None:
+    """Map, verdict and count of the views; None where there are none."""
+    if orientations is None or len(orientations) == 0:
         return None
-    views = view_axes(np.asarray(data.orientations), data.summary.symmetry)
+    views = view_axes(np.asarray(orientations), symmetry)
     verdict = coverage_verdict(measure(views))
     return {
         "figure": orientation_map(views),
         "even": verdict.even,
         "words": verdict.words,
-        "count": len(data.orientations),
+        "count": len(orientations),
     }
 
 
@@ -96,6 +99,17 @@ def _setting(value: Any) -> str:
 
 def _settings(settings: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
     return [(name, [(key, _setting(value)) for key, value in section.items()]) for name, section in settings.items()]
+
+
+def environment() -> Environment:
+    """Templates that escape what is put into them and refuse what is missing."""
+    return Environment(
+        loader=PackageLoader("cryoseg_dist.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def build(data: ReportData) -> str:
@@ -113,42 +127,45 @@ def build(data: ReportData) -> str:
     str
         HTML, to be written as UTF-8.
     """
-    environment = Environment(
-        loader=PackageLoader("cryoseg_dist.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     classes = data.classes
-    return environment.get_template("report.html").render(
-        summary=data.summary,
-        key_figures=key_figures(data.summary),
-        gallery=gallery(data.micrographs),
-        n_micrographs=len(data.micrographs),
-        ctf_cards=ctf_cards(data.ctf),
-        ctf_overview=ctf_overview(data.ctf),
-        ctf_rows=ctf_rows(data),
-        n_ctf=len(data.ctf),
-        n_accepted=sum(bool(view.record.get("accepted", True)) for view in data.ctf),
-        classes=class_cards(classes) if classes is not None else [],
-        class_totals=None
-        if classes is None
-        else {
-            "classes": int(np.count_nonzero(np.asarray(classes.counts))),
-            "selected": int(np.count_nonzero(classes.selected)),
-            "particles": round(float(np.sum(classes.counts))),
-            "kept": round(float(np.sum(np.asarray(classes.counts)[np.asarray(classes.selected, dtype=bool)]))),
-        },
-        orientations=_orientations(data),
-        fsc=fsc_figure(data.fsc) if data.fsc is not None and data.fsc.curves else None,
-        truth=fsc_figure(data.truth_fsc, "Fourier shell correlation with the truth")
-        if data.truth_fsc is not None and data.truth_fsc.curves
-        else None,
-        map_pictures=map_pictures(data.map) if data.map is not None else [],
-        set_aside=data.set_aside[:_MOST_ROWS],
-        n_set_aside=len(data.set_aside),
-        time=time_figure(data.stage_seconds) if data.stage_seconds else None,
-        convergence=convergence_figure(data.iterations) if data.iterations else None,
-        settings=_settings(data.settings),
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            summary=data.summary,
+            key_figures=key_figures(data.summary),
+            gallery=gallery(data.micrographs),
+            n_micrographs=len(data.micrographs),
+            ctf_cards=ctf_cards(data.ctf),
+            ctf_overview=ctf_overview(data.ctf),
+            ctf_rows=ctf_rows(data),
+            n_ctf=len(data.ctf),
+            n_accepted=sum(bool(view.record.get("accepted", True)) for view in data.ctf),
+            classes=class_cards(classes) if classes is not None else [],
+            class_totals=None
+            if classes is None
+            else {
+                "classes": int(np.count_nonzero(np.asarray(classes.counts))),
+                "selected": int(np.count_nonzero(classes.selected)),
+                "particles": round(float(np.sum(classes.counts))),
+                "kept": round(float(np.sum(np.asarray(classes.counts)[np.asarray(classes.selected, dtype=bool)]))),
+            },
+            orientations=orientation_part(data.orientations, data.summary.symmetry),
+            fsc=fsc_figure(data.fsc) if data.fsc is not None and data.fsc.curves else None,
+            truth=fsc_figure(data.truth_fsc, "Fourier shell correlation with the truth")
+            if data.truth_fsc is not None and data.truth_fsc.curves
+            else None,
+            map_pictures=map_pictures(data.map) if data.map is not None else [],
+            validation=None
+            if data.validation is None
+            else {
+                "parts": validation_parts(data.validation),
+                "wide": None if data.validation.local is None else local_slices(data.validation.local),
+            },
+            set_aside=data.set_aside[:_MOST_ROWS],
+            n_set_aside=len(data.set_aside),
+            time=time_figure(data.stage_seconds) if data.stage_seconds else None,
+            convergence=convergence_figure(data.iterations) if data.iterations else None,
+            settings=_settings(data.settings),
+        )
     )
