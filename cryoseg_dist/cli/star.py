@@ -1,7 +1,8 @@
-"""Commands that begin with the STAR file of particles, made here or elsewhere."""
+"""Commands that begin with a table of particles (STAR or cryoSPARC), made here or elsewhere."""
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,22 +15,21 @@ if TYPE_CHECKING:
     from cryoseg_dist.pipeline.config import RunSettings
     from cryoseg_dist.pipeline.particles import Particles
 
+Passthrough = Annotated[
+    list[Path] | None, typer.Option(help="Further cryoSPARC tables of the same particles; may be given again.")
+]
 
-def star_settings(
-    particles: "Particles", output: Path, config: Path | None, flags: dict[str, Any], assignments: list[str] | None
-) -> "RunSettings":
-    """Settings of a run on particles: a file, the environment, flags; the optics are those of the STAR file.
+
+def star_settings(particles: "Particles", output: Path, layers: Sequence[Mapping[str, Any]]) -> "RunSettings":
+    """Settings of a run on particles: those given, and the optics of the particles' table.
 
     Raises
     ------
     BadInputError
         The folder holds a run on micrographs, whose settings would be lost.
     """
-    import json
-
-    from cryoseg_dist.cli.options import flag_layer
     from cryoseg_dist.errors import BadInputError
-    from cryoseg_dist.pipeline.config import build_settings, from_environment, from_toml
+    from cryoseg_dist.pipeline.config import build_settings
 
     held = output / "settings.json"
     if held.exists() and json.loads(held.read_text(encoding="utf-8")).get("data", {}).get("micrographs"):
@@ -40,17 +40,39 @@ def star_settings(
         "spherical_aberration": particles.optics.spherical_aberration,
         "amplitude_contrast": particles.optics.amplitude_contrast,
     }
-    file = {} if config is None else from_toml(config)
-    return build_settings(file, from_environment(), flag_layer(flags | optics, assignments))
+    return build_settings(*layers, {"data": optics})
+
+
+def given_settings(
+    config: Path | None, flags: Mapping[str, Any], assignments: list[str] | None
+) -> tuple[list[Mapping[str, Any]], list[Path]]:
+    """Layers of settings from a file, the environment and flags, and where they let images lie."""
+    from cryoseg_dist.cli.options import flag_layer
+    from cryoseg_dist.pipeline.config import from_environment, from_toml, image_roots
+
+    layers: list[Mapping[str, Any]] = [
+        {} if config is None else from_toml(config),
+        from_environment(),
+        flag_layer(flags, assignments),
+    ]
+    return layers, image_roots(*layers)
 
 
 def reconstruct(
-    particles: Annotated[Path, typer.Argument(help="STAR file of particles with angles.")],
+    particles: Annotated[
+        Path,
+        typer.Argument(help="Particles with angles: RELION .star, cryoSPARC .cs, or a project of this program."),
+    ],
     output: Annotated[Path, typer.Option(help="Folder (a project); the results come to lie in DIR/export.")],
     symmetry: opt.Symmetry = None,
     diameter: opt.Diameter = None,
     padding: opt.Padding = None,
     max_resolution: Annotated[float | None, typer.Option(help="Leave out what is finer [A].", min=0.1)] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes to take, as in 1,3 or all: each gets a map in DIR/class001 and so on.")
+    ] = None,
+    passthrough: Passthrough = None,
+    result_as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     workers: opt.Workers = None,
     config: opt.Config = None,
     assignments: opt.Assignments = None,
@@ -60,13 +82,27 @@ def reconstruct(
 
     def action() -> int:
         from cryoseg_dist.cli.session import open_session
-        from cryoseg_dist.pipeline import from_star
+        from cryoseg_dist.pipeline import from_star, particle_tables
 
-        images = from_star.read_particles(particles, diameter, poses=True)
-        settings = star_settings(images, output, config, flags, assignments)
-        with open_session(settings, output, sys.argv) as session:
-            result = from_star.reconstruct(session, images, max_resolution)
-        typer.echo(result.summary())
+        layers, roots = given_settings(config, flags, assignments)
+        folders = {output: frozenset[int]()}
+        if classes:
+            numbers = particle_tables.class_numbers(classes, particle_tables.read_table(particles, passthrough or ()))
+            folders = {output / f"class{n:03d}": frozenset({n}) for n in numbers}
+        figures: dict[str, Any] = {}
+        for folder, some in folders.items():
+            images = particle_tables.read_particles(
+                particles, diameter, poses=True, passthrough=passthrough or (), classes=some, roots=roots
+            )
+            settings = star_settings(images, folder, layers)
+            with open_session(settings, folder, sys.argv) as session:
+                result = from_star.reconstruct(session, images, max_resolution)
+            if result_as_json:
+                figures[str(folder)] = result.figures()
+            else:
+                typer.echo(result.summary())
+        if result_as_json:
+            typer.echo(json.dumps(figures if classes else figures[str(output)], default=str))
         return DONE
 
     guarded(action)
@@ -79,11 +115,12 @@ def run_refine(
     config: Path | None,
     flags: dict[str, Any],
     assignments: list[str] | None,
+    passthrough: list[Path] | None,
 ) -> int:
-    """Refine the particles of a STAR file and return the exit code."""
+    """Refine the particles of a table and return the exit code."""
     from cryoseg_dist.cli.session import open_session
     from cryoseg_dist.errors import SettingsError
-    from cryoseg_dist.pipeline import from_star
+    from cryoseg_dist.pipeline import from_star, particle_tables
 
     faults = []
     if reference is None or not reference.is_file():
@@ -100,8 +137,11 @@ def run_refine(
     ]
     if reference is None or output is None or faults:
         raise SettingsError(faults)
-    images = from_star.read_particles(particles, flags["diameter"], poses=False)
-    settings = star_settings(images, output, config, flags, assignments)
+    layers, roots = given_settings(config, flags, assignments)
+    images = particle_tables.read_particles(
+        particles, flags["diameter"], poses=False, passthrough=passthrough or (), roots=roots
+    )
+    settings = star_settings(images, output, layers)
     with open_session(settings, output, sys.argv) as session:
         result = from_star.refine(session, images, reference)
     typer.echo(result.summary())
@@ -119,7 +159,7 @@ def refine_command(stage: Callable[..., None]) -> Callable[..., None]:
 
     def refine(
         particles: Annotated[
-            Path | None, typer.Argument(help="STAR file of particles; those of the project when not given.")
+            Path | None, typer.Argument(help="Particles (.star or .cs); those of the project when not given.")
         ] = None,
         reference: Annotated[Path | None, typer.Option(help="Map to start from, with PARTICLES.")] = None,
         output: Annotated[
@@ -128,6 +168,7 @@ def refine_command(stage: Callable[..., None]) -> Callable[..., None]:
                 help="With PARTICLES: folder of the results (a project). Else: also write the STAR file here."
             ),
         ] = None,
+        passthrough: Passthrough = None,
         project: opt.Project = Path("cryoseg_project"),
         config: opt.Config = None,
         micrographs: opt.Micrographs = None,
@@ -143,9 +184,9 @@ def refine_command(stage: Callable[..., None]) -> Callable[..., None]:
         metrics_port: opt.MetricsPort = None,
         assignments: opt.Assignments = None,
     ) -> None:
-        """Maximum-likelihood refinement with gold-standard half sets, of a STAR file or of the project's particles."""
+        """Maximum-likelihood refinement with gold-standard half sets, of a table of particles or of the project's."""
         options = dict(locals())
-        given = {n: options.pop(n) for n in ("particles", "reference")}
+        given = {n: options.pop(n) for n in ("particles", "reference", "passthrough")}
         options.pop("stage", None)
         if given["particles"] is None:
             if reference is not None:
@@ -157,6 +198,6 @@ def refine_command(stage: Callable[..., None]) -> Callable[..., None]:
             stage(**options)
             return
         flags = {n: v for n, v in options.items() if n in opt.PLACES}
-        guarded(lambda: run_refine(given["particles"], reference, output, config, flags, assignments))
+        guarded(lambda: run_refine(given["particles"], reference, output, config, flags, assignments, passthrough))
 
     return refine

@@ -26,6 +26,8 @@ OPTICS = {
     "ctf/amp_contrast": "amplitude_contrast",
     "blob/psize_A": "pixel_size",
 }
+# Corrections of several values an image; kept as their largest value where they are not zero, so that nobody overlooks them.
+CORRECTIONS = ("ctf/shift_A", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag")
 
 
 def _load(path: Path) -> np.ndarray:
@@ -70,8 +72,8 @@ def read_cs(path: Path, passthrough: Sequence[Path] = (), *, flip_y: bool = True
 
     cryoSPARC's axis-angle ``pose`` turns the particle into the image's frame, its inverse is the orientation
     matrix; ``shift`` in pixels of ``alignments3D/psize_A`` is RELION's origin; image indices count from 0,
-    ``split`` 0 and 1 are half sets 1 and 2; positions are fractions of the micrograph with y from the bottom. (The
-    conventions are those of UCSF pyem's converter, which reads the same columns.)
+    ``split`` 0 and 1 are half sets 1 and 2; images of ``blob/sign`` -1 are dark, which half a turn of phase shift
+    says; positions are fractions of the micrograph with y from the bottom. (The conventions are those of UCSF pyem's converter, which reads the same columns.)
 
     Parameters
     ----------
@@ -109,6 +111,13 @@ def read_cs(path: Path, passthrough: Sequence[Path] = (), *, flip_y: bool = True
     for source, target in DEGREES.items():
         if source in held:
             rows[target] = np.rad2deg(held[source].astype(float))
+    if "blob/sign" in held and (held["blob/sign"] < 0).any():
+        rows["phase_shift"] = rows.get("phase_shift", np.zeros(n)) + np.where(held["blob/sign"] < 0, 180.0, 0.0)
+    used.add("blob/sign")
+    for name in CORRECTIONS:
+        if name in held and held[name].any():
+            rows[name] = np.abs(held[name].reshape(n, -1).astype(float)).max(axis=1)
+    used.update(CORRECTIONS)
     _poses(path, held, rows, used)
     for name, values in held.items():
         if name not in used and values.ndim == 1:

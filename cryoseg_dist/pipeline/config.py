@@ -43,6 +43,8 @@ class DataSettings(Settings):
     """Amplitude contrast as a fraction."""
     protein_dark: bool = True
     """True where the protein is darker than the ice, as detectors record it."""
+    image_roots: tuple[str, ...] = ()
+    """Folders that images may lie in, links followed; anywhere when empty."""
 
     @property
     def optics(self) -> Optics:
@@ -138,7 +140,7 @@ def parse_value(text: str) -> Any:
     """Read a value as TOML (number, bool, list), or as the text itself."""
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
         return text
 
 
@@ -176,8 +178,11 @@ def from_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(stream)
     except FileNotFoundError:
         raise BadInputError(str(path), "a TOML file", "no such file", "`cryoseg init` writes one.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as fault:
         raise BadInputError(str(path), "a TOML file", str(fault)) from None
+    except (RecursionError, ValueError) as fault:
+        # Thousands of nested brackets, or numbers of thousands of digits.
+        raise BadInputError(str(path), "a TOML file of settings", f"{type(fault).__name__}") from None
 
 
 def build_settings(*layers: Mapping[str, Any]) -> RunSettings:
@@ -192,6 +197,15 @@ def build_settings(*layers: Mapping[str, Any]) -> RunSettings:
         return RunSettings.model_validate(merge(*layers))
     except ValidationError as faults:
         raise SettingsError(describe_fault(f) for f in faults.errors()) from None
+
+
+def image_roots(*layers: Mapping[str, Any]) -> list[Path]:
+    """``data.image_roots`` of layers of settings that are not checked yet: particles are read before they can be."""
+    data = merge(*layers).get("data", {})
+    roots = data.get("image_roots", []) if isinstance(data, Mapping) else []
+    if not isinstance(roots, list) or not all(isinstance(root, str) for root in roots):
+        raise SettingsError([f"data.image_roots: expected a list of folders, got {roots!r}."])
+    return [Path(root) for root in roots]
 
 
 def describe_fault(fault: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from cryoseg_dist.errors import BadInputError, SettingsError, StageFailedError
 from cryoseg_dist.formats.images import image_header
 from cryoseg_dist.formats.star import read_star, require
 from cryoseg_dist.networks.unet import Architecture
+from cryoseg_dist.pipeline.image_places import allowed, find_image
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.schema.work import Outcome, Region
 from cryoseg_dist.stages import ctf, ingest, pick, segment
@@ -97,20 +98,27 @@ class Picks:
     set_aside: tuple[SetAside, ...]
 
 
-def find_micrographs(pattern: str) -> list[Path]:
+def find_micrographs(pattern: str, roots: Sequence[Path] = ()) -> list[Path]:
     """Files of a glob pattern, sorted, or those that a STAR file lists.
+
+    Parameters
+    ----------
+    pattern : str
+    roots : sequence of Path
+        Folders that they may lie in, links followed; anywhere when empty.
 
     Raises
     ------
     BadInputError
-        Nothing found.
+        Nothing found, or something where no image may lie.
     """
     if pattern.endswith(".star"):
         path = Path(pattern)
         rows = read_star(path).rows
         require(rows, ("micrograph_name",), pattern)
-        return [path.parent / name if not Path(name).is_absolute() else Path(name) for name in rows["micrograph_name"]]
-    found = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
+        # One that is missing is set aside later, by its name.
+        return [find_image(name, path.parent, roots) or path.parent / name for name in rows["micrograph_name"]]
+    found = sorted(allowed(Path(p), roots) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
     if not found:
         raise BadInputError(
             "data.micrographs", "files", f"none for {pattern!r}", "Quote the pattern; check the folder."
@@ -138,7 +146,7 @@ def _header(path: Path) -> ingest.MicrographHeader:
 def run_ingest(session: Session) -> Micrographs:
     """Bring the micrographs into the project."""
     s = session.settings
-    paths = find_micrographs(s.data.micrographs)
+    paths = find_micrographs(s.data.micrographs, [Path(root) for root in s.data.image_roots])
     # A file that is repaired or replaced is another input.
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else (str(p), 0, 0) for p in paths]
     config = {"ingest": s.ingest.model_dump(), "pixel_size": s.data.pixel_size}
@@ -162,7 +170,7 @@ def run_ingest(session: Session) -> Micrographs:
 def run_ctf(session: Session, micrographs: Micrographs) -> CtfFits:
     """Fit the CTF of each micrograph and judge it."""
     s = session.settings
-    config = {"ctf": s.ctf.model_dump(), "optics": s.data.model_dump(exclude={"micrographs"})}
+    config = {"ctf": s.ctf.model_dump(), "optics": s.data.model_dump(exclude={"micrographs", "image_roots"})}
     run = session.run_id("ctf", config, {"ingest": micrographs.run})
     units = ctf.plan(run, micrographs.run, micrographs.usable, micrographs.shape)
     specs = ctf.array_specs(run, len(micrographs.paths))
