@@ -12,7 +12,8 @@ from cryoseg_dist.runtime.executor import Executor
 from cryoseg_dist.runtime.inline import InlineExecutor
 from cryoseg_dist.runtime.runner import Runner
 from cryoseg_dist.schema.work import ArraySpec, MapStage, Unit
-from cryoseg_dist.store.ledger import Mark, project_lock, run_id
+from cryoseg_dist.store.ledger import Mark, run_id
+from cryoseg_dist.store.lock import project_lock
 from cryoseg_dist.store.manifest import write_manifest
 from cryoseg_dist.store.project import Project
 

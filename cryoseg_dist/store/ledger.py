@@ -1,13 +1,11 @@
-"""What is finished: an append-only journal a run, and a lock a project."""
+"""What is finished: an append-only journal a run."""
 
-import fcntl
 import hashlib
 import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from cryoseg_dist.errors import BadInputError, CryosegError
+from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.schema.work import Outcome
 
 _BLOCK = 1 << 16
@@ -185,30 +183,3 @@ def run_id(stage: str, settings: Mapping[str, Any], upstream: Mapping[str, str])
     """
     text = json.dumps([stage, settings, upstream], sort_keys=True, separators=(",", ":"), default=_canonical)
     return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-@contextmanager
-def project_lock(root: Path) -> Iterator[None]:
-    """Hold a project for one driver.
-
-    Raises
-    ------
-    CryosegError
-        Another live process holds it.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            raise CryosegError(
-                f"{root}: expected a project that no other driver holds, got process {holder} at work in it. "
-                "Wait for it or stop it."
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
