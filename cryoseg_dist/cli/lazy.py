@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-MODULES = {name: f"cryoseg_dist.cli.{name}" for name in ("demo", "simulate", "train", "status")}
+MODULES = {name: f"cryoseg_dist.cli.{name}" for name in ("demo", "simulate", "train", "status", "validate")}
 
 
 class LazyGroup(TyperGroup):

@@ -3,6 +3,7 @@
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,15 @@ CURVE_LABELS = {
     "masked": "rlnFourierShellCorrelationMaskedMaps",
     "randomised": "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps",
 }
+GUINIER_LABELS = {
+    "inverse_square": "rlnResolutionSquared",
+    "original": "rlnLogAmplitudesOriginal",
+    "weighted": "rlnLogAmplitudesWeighted",
+    "sharpened": "rlnLogAmplitudesSharpened",
+    "line": "rlnLogAmplitudesIntercept",
+}
+# Logarithm written for the amplitude of a shell without power.
+NO_AMPLITUDE = -99.0
 # RELION's value for the resolution of shell 0.
 ZERO_SHELL_RESOLUTION = 999.0
 
@@ -26,6 +36,7 @@ def write_fsc_star(
     size: int,
     pixel_size: float,
     figures: Mapping[str, object] | None = None,
+    guinier: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write FSC curves as RELION's post-processing does.
 
@@ -40,13 +51,16 @@ def write_fsc_star(
         A.
     figures : Mapping, optional
         Single values by RELION label (``rlnFinalResolution``), written as ``data_general``.
+    guinier : Mapping of str to ndarray, optional
+        The Guinier plot, written as ``data_guinier``: ``inverse_square`` (1/A^2), and natural logarithms of amplitudes
+        ``original``, ``weighted``, ``sharpened``, ``line``.
 
     Raises
     ------
     ValueError
         An unknown curve, or curves of several lengths.
     """
-    unknown = set(curves) - set(CURVE_LABELS)
+    unknown = set(curves) - set(CURVE_LABELS) | set(guinier or ()) - set(GUINIER_LABELS)
     if unknown or len({len(c) for c in curves.values()}) != 1:
         raise ValueError(f"expected equally long curves among {sorted(CURVE_LABELS)}, got {sorted(curves)}")
     index = np.arange(len(next(iter(curves.values()))))
@@ -57,7 +71,13 @@ def write_fsc_star(
         {"rlnSpectralIndex": index, "rlnResolution": frequency, "rlnAngstromResolution": resolution}
         | {CURVE_LABELS[name]: np.asarray(curves[name], dtype=float) for name in CURVE_LABELS if name in curves}
     )
-    write_star(path, ({"general": figures} if figures else {}) | {"fsc": table})
+    tables: dict[str, Any] = ({"general": figures} if figures else {}) | {"fsc": table}
+    if guinier:
+        values = {n: np.asarray(guinier[n], dtype=float) for n in GUINIER_LABELS if n in guinier}
+        tables["guinier"] = pd.DataFrame(
+            {GUINIER_LABELS[n]: np.maximum(v, NO_AMPLITUDE) if n != "inverse_square" else v for n, v in values.items()}
+        )
+    write_star(path, tables)
 
 
 def write_fsc_xml(path: Path, curve: np.ndarray, size: int, pixel_size: float, title: str) -> None:

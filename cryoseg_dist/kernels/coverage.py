@@ -11,6 +11,8 @@ from torch import Tensor
 _EMPTY = 0.1
 # Sampling factor below which views are called uneven (Baldwin & Lyumkin 2021).
 UNEVEN = 0.81
+# Sampling of the poorest direction from which on views are called good without reserve.
+_WELL = 0.5
 # Share of empty directions above which views are called incomplete.
 INCOMPLETE = 0.005
 # Grid on which the point spread function is measured, and the half width in Fourier pixels of its envelope.
@@ -353,4 +355,5 @@ def coverage_verdict(coverage: Coverage) -> Verdict:
             f"{place_of(coverage.peak_axis)}; {figures}. "
             "Some directions of the map are resolved worse than its resolution says.",
         )
-    return Verdict("even", f"Views cover all directions well: {figures}.")
+    how = "well" if coverage.worst_sampling >= _WELL else "well enough, if not evenly"
+    return Verdict("even", f"Views cover all directions {how}: {figures}.")

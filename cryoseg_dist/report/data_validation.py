@@ -17,8 +17,8 @@ class DirectionView:
     axes : ndarray, shape (a, 3)
         Unit vectors, xyz.
     curves : ndarray, shape (a, shells)
-    limits : ndarray, shape (a,)
-        Resolution along each axis, A.
+    areas : ndarray, shape (a,)
+        Weighted area under each curve.
     box : int
         Pixels.
     pixel_size : float
@@ -29,7 +29,7 @@ class DirectionView:
 
     axes: np.ndarray
     curves: np.ndarray
-    limits: np.ndarray
+    areas: np.ndarray
     box: int
     pixel_size: float
     words: str

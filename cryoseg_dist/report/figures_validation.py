@@ -2,9 +2,10 @@
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -25,8 +26,8 @@ def direction_curves(view: DirectionView) -> Markup:
     axes.fill_between(k[1:], low[1:], high[1:], color=SERIES[0], alpha=0.18, linewidth=0, label="all directions")
     axes.plot(k[1:], view.curves.mean(axis=0)[1:], color=INK, label="mean")
     for index, colour, name in (
-        (int(np.argmax(view.limits)), SERIES[1], "poorest"),
-        (int(np.argmin(view.limits)), SERIES[2], "best"),
+        (int(np.argmin(view.areas)), SERIES[1], "poorest"),
+        (int(np.argmax(view.areas)), SERIES[2], "best"),
     ):
         axes.plot(k[1:], view.curves[index][1:], color=colour, linewidth=1.3, label=name)
     axes.axhline(0.143, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
@@ -50,7 +51,7 @@ def direction_curves(view: DirectionView) -> Markup:
 
 @styled
 def direction_map(view: DirectionView) -> Markup:
-    """Resolution along every axis, in Mollweide's equal-area projection of the sphere."""
+    """Weighted area under the curve of every axis relative to the best, in Mollweide's equal-area projection of the sphere."""
     z = np.linspace(-1.0, 1.0, 61)
     edges = np.linspace(-np.pi, np.pi, 121)
     middle_z, middle = 0.5 * (z[1:] + z[:-1]), 0.5 * (edges[1:] + edges[:-1])
@@ -60,14 +61,16 @@ def direction_map(view: DirectionView) -> Markup:
     )
     near = np.abs(points.reshape(-1, 3) @ view.axes.T).argmax(axis=1)
     drawing, axes = figure(5.8, 3.2, "mollweide")
-    limits = np.minimum(view.limits, np.quantile(view.limits, 0.98))
-    mesh = axes.pcolormesh(edges, np.arcsin(z), limits[near].reshape(60, 120), cmap="viridis_r", rasterized=True)
+    share = view.areas / max(float(view.areas.max()), 1e-12)
+    mesh = axes.pcolormesh(
+        edges, np.arcsin(z), share[near].reshape(60, 120), cmap="viridis", vmin=0.0, vmax=1.0, rasterized=True
+    )
     axes.grid(color="white", alpha=0.35, linewidth=0.5)
     axes.set_xticks(np.deg2rad([-120, -60, 0, 60, 120]), ["−120°", "−60°", "0°", "60°", "120°"])
     axes.tick_params(axis="x", colors="white")
     axes.set_yticks(np.deg2rad([-60, -30, 0, 30, 60]), ["tilt 150°", "120°", "90°", "60°", "30°"])
     bar = drawing.colorbar(mesh, ax=axes, shrink=0.8, aspect=24, pad=0.03)
-    bar.set_label("resolution along the axis (Å)")
+    bar.set_label("signal relative to the best axis")
     bar.outline.set_edgecolor(MUTED)
     return svg(drawing, "Resolution by direction")
 
@@ -88,22 +91,17 @@ def local_slices(view: LocalView) -> Markup:
     high = max(high, low + 0.1)
     drawing = Figure(figsize=(12.2, 3.6), layout="constrained")
     panels = drawing.subplots(1, 3)
+    # Without its dark ends, so that density stays visible.
+    scale = LinearSegmentedColormap.from_list("scale", colormaps["turbo"](np.linspace(0.12, 0.92, 64)))
     for panel, axis, name in zip(panels, range(3), "zyx", strict=True):
         density, resolution, mask = _slice_pair(view, axis)
-        panel.imshow(density, cmap="gray", vmin=0, vmax=1, interpolation="nearest", rasterized=True)
-        panel.imshow(
-            resolution,
-            cmap="turbo",
-            vmin=low,
-            vmax=high,
-            alpha=np.where(mask > 0.5, 0.15 + 0.55 * density, 0.0),
-            interpolation="nearest",
-            rasterized=True,
-        )
+        colour = scale(np.clip((resolution - low) / (high - low), 0.0, 1.0))[..., :3] * (0.3 + 0.7 * density[..., None])
+        picture = np.where(mask[..., None] > 0.5, colour, 0.75 * density[..., None])
+        panel.imshow(picture, interpolation="nearest", rasterized=True)
         panel.set_title(f"slice along {name}", fontsize=11)
         panel.set_axis_off()
     bar = drawing.colorbar(
-        ScalarMappable(Normalize(low, high), "turbo"), ax=list(panels), shrink=0.9, aspect=24, pad=0.02
+        ScalarMappable(Normalize(low, high), scale), ax=list(panels), shrink=0.9, aspect=24, pad=0.02
     )
     bar.set_label("local resolution (Å)")
     bar.outline.set_edgecolor(MUTED)
@@ -171,7 +169,7 @@ def particle_curve_figure(view: ParticleCurveView) -> Markup:
     axes.set_xticks(ticks, [f"{round(t):,}" for t in ticks], rotation=30, ha="right")
     _resolution_ticks(axes, 1.12 * top)
     axes.grid(axis="y", color=GRID)
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
     return svg(drawing, "Resolution against the number of particles")
 
 

@@ -176,8 +176,14 @@ def b_factor_words(maps: PostprocessResult) -> str:
     """What the Guinier plot says."""
     if maps.b_factor is None:
         return "No line could be fitted to the Guinier plot: the map ends too near 10 Å, and it was not sharpened."
-    fitted = "" if maps.guinier is None else f" (the Guinier plot gives {maps.guinier.b_factor:.0f} Å²)"
-    return f"The map was sharpened with a B-factor of {maps.b_factor:.0f} Å²{fitted}."
+    if maps.guinier is None:
+        return f"The map was sharpened with a B-factor of {maps.b_factor:.0f} Å², as given."
+    if abs(maps.guinier.b_factor - maps.b_factor) < 0.5:
+        return f"The map was sharpened with a B-factor of {maps.b_factor:.0f} Å², the slope of the Guinier plot."
+    return (
+        f"The map was sharpened with a B-factor of {maps.b_factor:.0f} Å², as given; the Guinier plot's slope is "
+        f"{maps.guinier.b_factor:.0f} Å²."
+    )
 
 
 def comparison_words(found: MapComparison, name: str, size: int, pixel_size: float) -> str:

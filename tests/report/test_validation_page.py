@@ -31,7 +31,7 @@ def full_view(name: str = "model.cif") -> ValidationView:
     x = (np.arange(N // 2 + 1) / (N * 3.0)) ** 2
     return ValidationView(
         direction=DirectionView(
-            axes, np.clip(fall + rng.normal(0, 0.03, (32, N // 2 + 1)), -1, 1), rng.uniform(8, 12, 32), N, 3.0,
+            axes, np.clip(fall + rng.normal(0, 0.03, (32, N // 2 + 1)), -1, 1), rng.uniform(80, 120, 32), N, 3.0,
             "Resolution depends on direction: worst 12 Å.", False,
         ),
         local=LocalView(
