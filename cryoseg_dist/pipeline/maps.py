@@ -1,4 +1,4 @@
-"""From particles to half maps: a first map, then gold-standard refinement."""
+"""From particles and a first map to half maps: gold-standard refinement."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.formats.mrc import read_volume
 from cryoseg_dist.kernels.fourier import resize_spectrum, shell_mean, to_fourier, to_real
-from cryoseg_dist.kernels.orientation_grid import angular_step, random_perturbation
+from cryoseg_dist.kernels.orientation_grid import angular_step
 from cryoseg_dist.kernels.so3 import matrix_to_euler
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
@@ -21,7 +21,7 @@ from cryoseg_dist.runtime.dask_accumulation import Accumulation
 from cryoseg_dist.runtime.events import IterationFinished
 from cryoseg_dist.runtime.reading import read
 from cryoseg_dist.schema.work import ArraySpec, Read, Region, Unit
-from cryoseg_dist.stages import abinitio, refine
+from cryoseg_dist.stages import refine
 from cryoseg_dist.stages.reconstruct import FoldStage, complete
 from cryoseg_dist.stages.refine_expectation import POSE_COLUMNS, ExpectationStage
 
@@ -193,108 +193,6 @@ def best_poses(session: Session, matched: _Matched, last: np.ndarray) -> tuple[n
         first = session.project.read(region)[0, : len(batch.rows), 0]
         out[batch.rows], weight[batch.rows] = first[:, :11], first[:, 11]
     return out, weight
-
-
-def run_stochastic(session: Session, particles: Particles) -> tuple[str, Tensor]:
-    """A first map by stochastic EM; run id and map."""
-    s = session.settings
-    settings, symmetry, padding = s.abinitio, s.particle.symmetry, s.reconstruct.padding
-    config = {
-        "abinitio": settings.model_dump(),
-        "symmetry": symmetry,
-        "diameter": particles.diameter,
-        "padding": padding,
-    }
-    run = session.run_id("abinitio", config, {"particles": particles.run})
-    done = session.project.read_json(f"state/{run}/done.json")
-    if done is None:
-        likelihoods = [_stochastic_start(session, run, particles, start) for start in range(settings.seeds)]
-        done = {"best": abinitio.best_start(likelihoods), "likelihoods": likelihoods}
-        session.project.write_json(f"state/{run}/done.json", done)
-    name = f"{run}/start{done['best']}/it{settings.iterations:03d}/map"
-    return run, read_map(session, name, 0)
-
-
-def _stochastic_start(session: Session, run: str, particles: Particles, start: int) -> float:
-    """One start, resumed after its last finished iteration; the likelihood of its last batches."""
-    s = session.settings
-    settings, symmetry, padding = s.abinitio, s.particle.symmetry, s.reconstruct.padding
-    size, pixel = particles.size, particles.optics.pixel_size
-    half = np.zeros(len(particles), dtype=np.int64)
-    still = np.tile(IDENTITY_POSE, (len(particles), 1))
-    prefix = f"{run}/start{start}"
-
-    def total_of(folds: Sequence[Unit], noise: np.ndarray) -> Tensor:
-        stage = FoldStage(particles.microscope, size, padding, noise)
-        return complete(accumulation(session).sums(stage, {"all": folds})["all"], symmetry, size, padding)
-
-    first, state, total = 0, None, None
-    for iteration in range(settings.iterations, 0, -1):
-        state = session.project.read_json(f"state/{prefix}/it{iteration:03d}.json")
-        if state is not None:
-            first = iteration
-            total = torch.from_numpy(session.project.read(session.project.whole(f"{prefix}/it{first:03d}/sum")))
-            break
-    if state is not None:
-        noise = np.asarray(state["noise"], dtype=np.float32)
-        likelihoods: list[float] = state["likelihoods"]
-        volume = read_map(session, f"{prefix}/it{first:03d}/map", 0)
-    else:
-        noise = np.tile(0.5 * mean_power(session, particles).numpy(), (2, 1)).astype(np.float32)
-        likelihoods = []
-        step = abinitio.step(0, len(particles), size, pixel, start, settings)
-        source, some = particles.read_of(step.particles)
-        part: dict[str, Any] = {
-            "ctf": particles.transfer(step.particles),
-            "poses": abinitio.random_poses(len(step.particles), start, settings),
-        }
-        if some is not None:
-            part["rows"] = some
-        fold = Unit("random", {"images/0": source}, {}, {"half": 0, "parts": [part]})
-        volume = abinitio.map_of(total_of([fold], noise), size, pixel, particles.diameter, step.max_shell, padding)
-        write_maps(session, f"{prefix}/it000/map", [volume], pixel)
-    for iteration in range(first, settings.iterations):
-        step = abinitio.step(iteration, len(particles), size, pixel, start, settings)
-        sampled = abinitio.sampling(step, size, pixel, particles.diameter, settings)
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + start * 1009 + iteration)
-        name = f"{prefix}/it{iteration + 1:03d}"
-        reference = map_region(f"{prefix}/it{iteration:03d}/map", 0, size)
-        stage = ExpectationStage(
-            particles.microscope,
-            symmetry,
-            particles.diameter,
-            sampled,
-            noise,
-            random_perturbation(settings.order, generator).numpy(),
-            settings.poses_kept,
-            0.99,
-            False,
-            {"half1": reference, "half2": reference},
-        )
-        batches = batches_of(half, max(64, -(-len(step.particles) // 4)), step.particles)
-        matched = expectation(session, name, particles, batches, stage, still)
-        measured = refine.noise_spectra(
-            [*matched.records, *matched.records], [0] * len(batches) + [1] * len(batches), noise
-        )
-        noise = (0.5 * noise + 0.5 * measured).astype(np.float32)
-        fresh = total_of(folds_of(session, particles, matched, 0, name), noise)
-        total = fresh if total is None else step.memory * total + fresh
-        volume = abinitio.map_of(total, size, pixel, particles.diameter, step.max_shell, padding)
-        n = sum(r["n"] for r in matched.records)
-        likelihoods.append(sum(r["log_likelihood"] for r in matched.records) / n)
-        write_maps(session, f"{name}/map", [volume], pixel)
-        _keep_sum(session, f"{name}/sum", total)
-        session.project.write_json(f"state/{name}.json", {"noise": noise.tolist(), "likelihoods": likelihoods})
-        certainty = sum(r["max_probability"] for r in matched.records) / n
-        figures = {"resolution": size * pixel / step.max_shell, "max_probability": certainty, "particles": float(n)}
-        session.emit(IterationFinished("abinitio", iteration + 1, {**figures, "of": float(settings.iterations)}))
-    return float(np.mean(likelihoods[-5:]))
-
-
-def _keep_sum(session: Session, name: str, total: Tensor) -> None:
-    shape = tuple(total.shape)
-    session.project.create(ArraySpec(name, shape, ("z", "y", "x", "part"), "float32", shape, shape, doc="Fading sum"))
-    session.project.write(session.project.whole(name), total.numpy())
 
 
 def reference_map(path: Path, size: int, pixel_size: float) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from cryoseg_dist.errors import BadInputError, SettingsError
 from cryoseg_dist.pipeline import export
 from cryoseg_dist.pipeline.classes import Classified, run_classify
-from cryoseg_dist.pipeline.maps import Refined, reference_map, run_refine, run_stochastic
+from cryoseg_dist.pipeline.maps import Refined, reference_map, run_refine
 from cryoseg_dist.pipeline.micrographs import (
     CtfFits,
     Micrographs,
@@ -23,6 +23,7 @@ from cryoseg_dist.pipeline.micrographs import (
 from cryoseg_dist.pipeline.pages import write_report
 from cryoseg_dist.pipeline.particles import Particles, run_extract
 from cryoseg_dist.pipeline.session import Session
+from cryoseg_dist.pipeline.stochastic import run_stochastic
 from cryoseg_dist.stages.postprocess import PostprocessResult, postprocess
 
 STAGES = ("ingest", "ctf", "segment", "pick", "extract", "classify", "abinitio", "refine", "postprocess", "report")

@@ -1,7 +1,9 @@
 """A first map by stochastic expectation-maximisation, for any point group.
 
 Online EM: each iteration matches a random batch at low resolution against the current map, and the sums of past batches
-fade. The resolution grows with the iterations. It starts from the particles themselves in random orientations.
+fade. The resolution grows with the iterations. It starts from the particles themselves in random orientations, several
+times over: without symmetry most starts end in a wrong map, whose likelihood is lower. All starts see the same batches,
+and the less likely half is given up again and again until one remains.
 """
 
 import math
@@ -16,23 +18,32 @@ from torch import Tensor
 from cryoseg_dist.kernels.accumulate import finish
 from cryoseg_dist.kernels.fourier import to_fourier, to_real
 from cryoseg_dist.kernels.mask import soft_sphere
+from cryoseg_dist.kernels.orientation_grid import angular_step
 from cryoseg_dist.kernels.sharpen import low_pass_shell
 from cryoseg_dist.kernels.so3 import random_rotations
+from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.stages.reconstruct import relative_regularisation
 from cryoseg_dist.stages.refine_expectation import Sampling
+
+# Starts without symmetry; a group of so many operators or more needs one.
+STARTS = 8
+# Shares of the iterations after which half of the starts are given up.
+HALVINGS = (0.3, 0.45, 0.6)
+# Iterations that likelihoods are averaged over, and the gain between two such spans that is worth going on for.
+SPAN, GAIN = 5, 0.01
 
 
 class AbinitioSettings(Settings):
     """Stochastic expectation-maximisation from scratch."""
 
     iterations: int = Field(default=40, ge=2)
-    """Batches matched."""
+    """Batches matched; up to as many again while the likelihood grows."""
     batch: int = Field(default=300, ge=10)
     """Particles a batch in the first iteration; three times as many in the last."""
-    seeds: int = Field(default=1, ge=1)
-    """Independent starts; the one with the highest likelihood is taken."""
-    first_resolution: float = Field(default=45.0, gt=0)
+    starts: int | None = Field(default=None, ge=1, le=64)
+    """Independent starts, of which the likeliest is taken; eight without symmetry, fewer with it, when not given."""
+    first_resolution: float = Field(default=35.0, gt=0)
     """Resolution in A of the first iteration."""
     last_resolution: float = Field(default=15.0, gt=0)
     """Resolution in A of the last iteration."""
@@ -67,13 +78,16 @@ class Step:
     memory: float
 
 
-def step(
-    iteration: int, n_particles: int, size: int, pixel_size: float, start: int, settings: AbinitioSettings
-) -> Step:
-    """The batch and the resolution of an iteration of start number ``start``."""
-    done = iteration / max(1, settings.iterations - 1)
+def n_starts(symmetry: str, settings: AbinitioSettings) -> int:
+    """How many starts a point group gets."""
+    return settings.starts or max(1, STARTS // operators(symmetry).shape[0])
+
+
+def step(iteration: int, n_particles: int, size: int, pixel_size: float, settings: AbinitioSettings) -> Step:
+    """The batch and the resolution of an iteration."""
+    done = min(1.0, iteration / max(1, settings.iterations - 1))
     n = min(n_particles, round(settings.batch * (1.0 + 2.0 * done)))
-    rng = np.random.default_rng([settings.seed, start, iteration])
+    rng = np.random.default_rng([settings.seed, iteration])
     particles = np.sort(rng.choice(n_particles, n, replace=False))
     first, last = (size * pixel_size / r for r in (settings.first_resolution, settings.last_resolution))
     shell = first + (last - first) * min(1.0, max(0.0, (done - 0.2) / 0.6))
@@ -83,14 +97,16 @@ def step(
 
 
 def sampling(step: Step, size: int, pixel_size: float, diameter: float, settings: AbinitioSettings) -> Sampling:
-    """A global search at the iteration's resolution."""
+    """A global search at the iteration's resolution, in one pass where a step of the grid is finer than that."""
     range_px = (settings.offset_range or 0.1 * diameter) / pixel_size
     step_px = min(max(1.0, 0.4 * size / step.max_shell), range_px)
-    return Sampling(settings.order, False, range_px, step_px, step.max_shell, step.max_shell)
+    displacement = math.radians(angular_step(settings.order)) * 0.5 * diameter
+    two_passes = size * pixel_size / step.max_shell < displacement
+    return Sampling(settings.order, False, range_px, step_px, step.max_shell, step.max_shell, two_passes)
 
 
 def random_poses(n: int, start: int, settings: AbinitioSettings) -> np.ndarray:
-    """Random orientations without shifts, (n, 1, 12), for the first map."""
+    """Random orientations without shifts, (n, 1, 12), for the first map of a start."""
     generator = torch.Generator().manual_seed(settings.seed * 7919 + start)
     matrices = random_rotations(n, generator).flatten(1).float().numpy()
     return np.concatenate((matrices, np.zeros((n, 2)), np.ones((n, 1))), axis=1)[:, None].astype(np.float32)
@@ -106,6 +122,30 @@ def map_of(total: Tensor, size: int, pixel_size: float, diameter: float, max_she
     return smooth * soft_sphere(size, radius, 4.0)
 
 
-def best_start(likelihoods: Sequence[float]) -> int:
-    """The start whose last batches were the most likely."""
-    return int(np.argmax([v if math.isfinite(v) else -math.inf for v in likelihoods]))
+def surviving(iteration: int, likelihoods: Sequence[Sequence[float]], settings: AbinitioSettings) -> list[int]:
+    """Places of the starts that go on after so many iterations, in ascending order.
+
+    Parameters
+    ----------
+    iteration : int
+        Iterations done.
+    likelihoods : sequence of sequence of float
+        Of each start that is still alive, one an iteration.
+    """
+    n = len(likelihoods)
+    last = iteration >= round(HALVINGS[-1] * settings.iterations)
+    halve = any(iteration == round(share * settings.iterations) for share in HALVINGS)
+    keep = 1 if last else -(-n // 2) if halve else n
+    recent = [float(np.mean(values[-SPAN:])) for values in likelihoods]
+    return sorted(sorted(range(n), key=lambda i: (-recent[i], i))[:keep])
+
+
+def settled(likelihoods: Sequence[float], settings: AbinitioSettings) -> bool:
+    """Whether more iterations would bring nothing: the schedule is over and the likelihood no longer grows."""
+    n = len(likelihoods)
+    if n < settings.iterations:
+        return False
+    if n >= 2 * settings.iterations or n < 2 * SPAN:
+        return True
+    now, before = float(np.mean(likelihoods[-SPAN:])), float(np.mean(likelihoods[-2 * SPAN : -SPAN]))
+    return now - before < GAIN * abs(before)

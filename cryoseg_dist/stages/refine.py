@@ -143,12 +143,12 @@ def perturbation(state: RefineState, settings: RefineSettings) -> np.ndarray:
 
 
 def noise_spectra(records: Sequence[Mapping[str, Any]], halves: Sequence[int], previous: np.ndarray) -> np.ndarray:
-    """Noise variance by half set and shell from the records of an expectation.
+    """Noise variance by half set (or start) and shell from the records of an expectation.
 
     Shells without pixels keep their previous value.
     """
     out = previous.astype(np.float64).copy()
-    for half in (0, 1):
+    for half in range(len(out)):
         some = [r for r, h in zip(records, halves, strict=True) if h == half]
         total = np.sum([r["noise"] for r in some], axis=0)
         count = np.sum([r["count"] for r in some], axis=0)

@@ -37,7 +37,6 @@ CTF_COLUMNS = ("defocus_u", "defocus_v", "defocus_angle", "phase_shift")
 BATCH, CHUNK = 48, 4096
 # Poses of the first pass that the second may refine, and their distinct rotations and shifts.
 CANDIDATES, MOST_ROTATIONS, MOST_SHIFTS = 256, 48, 12
-HALVES = ("half1", "half2")
 
 
 def batch_images(parameters: Mapping[str, Any], images: np.ndarray) -> np.ndarray:
@@ -62,6 +61,8 @@ class Sampling:
         Fourier pixels used in the second pass.
     coarse_shell : float
         Fourier pixels used in the first pass.
+    two_passes : bool
+        Without the second pass, poses are those of the grid.
     """
 
     order: int
@@ -70,11 +71,12 @@ class Sampling:
     shift_step_px: float
     max_shell: float
     coarse_shell: float
+    two_passes: bool = True
 
 
 @dataclass(frozen=True)
 class ExpectationStage:
-    """Posterior poses of particles, given a map for each half set.
+    """Posterior poses of particles, given a map for each half set, or several maps that all are matched with.
 
     Attributes
     ----------
@@ -84,8 +86,8 @@ class ExpectationStage:
     diameter : float
         A; images are masked softly beyond it.
     sampling : Sampling
-    noise : ndarray, float32, shape (2, size // 2 + 1)
-        Noise variance of one component, a half set and shell.
+    noise : ndarray, float32, shape (m, size // 2 + 1)
+        Noise variance of one component, a map and shell.
     perturbation : ndarray, shape (3, 3)
         Rotation of the whole grid in this iteration.
     poses_kept : int
@@ -95,7 +97,7 @@ class ExpectationStage:
     any_scale : bool
         The maps' grey scale is not that of the images.
     references : Mapping of str to Read
-        ``half1``, ``half2``: real-space maps.
+        Real-space maps; a unit's ``half`` is the place of its map.
     """
 
     optics: Optics | tuple[Optics, ...]
@@ -116,19 +118,19 @@ class ExpectationStage:
 
     @property
     def shared_reads(self) -> Mapping[str, Read]:
-        """The two maps."""
+        """The maps."""
         return self.references
 
     def setup(self, shared: Mapping[str, np.ndarray], device: str) -> "_State":
         """Transform the maps, and slice them at the coarse grid for a global search."""
-        volumes = [prepare_volume(torch.from_numpy(shared[h].astype(np.float32)).to(device)) for h in HALVES]
-        size = shared["half1"].shape[-1]
+        maps = [torch.from_numpy(m.astype(np.float32)).to(device) for m in shared.values()]
+        size, volumes = maps[0].shape[-1], [prepare_volume(m) for m in maps]
         ky, kx = disc_pixels(size, size / 2, device)
         square = ky * ky + kx * kx
         n_fine, n_coarse = (
             int((square <= shell * shell).sum()) for shell in (self.sampling.max_shell, self.sampling.coarse_shell)
         )
-        state = _State(size, volumes, ky, kx, n_fine, n_coarse, torch.empty((0, 3, 3)), [[], []])
+        state = _State(size, volumes, ky, kx, n_fine, n_coarse, torch.empty((0, 3, 3)), [[] for _ in volumes])
         if self.sampling.local:
             return state
         grid = orientation_grid(self.sampling.order, self.symmetry, torch.from_numpy(self.perturbation)).float()
@@ -141,7 +143,7 @@ class ExpectationStage:
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Poses of one batch of particles of one half set.
 
-        Unit parameters: ``half`` (0 or 1), ``ctf`` (n, 4 or 5) with the columns of ``CTF_COLUMNS`` and the optics group,
+        Unit parameters: ``half`` (which map), ``ctf`` (n, 4 or 5) with the columns of ``CTF_COLUMNS`` and the optics group,
         ``poses`` (n, 11) with the last rotation and origin, and optionally ``rows``, the images to take of those read. Writes ``poses``
         (1, unit size, poses_kept, 12), zero beyond the last particle. The record holds sums for the noise
         spectrum and figures of the posterior.
@@ -205,7 +207,11 @@ class ExpectationStage:
             device
         )
         if not s.local:
-            everywhere = search(coarse, phases, state.slices[half], CANDIDATES, any_scale=self.any_scale)
+            keep = CANDIDATES if s.two_passes else k
+            everywhere = search(coarse, phases, state.slices[half], keep, any_scale=self.any_scale)
+            if not s.two_passes:
+                found = everywhere
+                return state.grid[found.rotation], shifts[found.shift], found.score, found.log_sum
         for i in range(n_images):
             one = observations[i : i + 1]
             if s.local:

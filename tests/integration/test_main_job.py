@@ -80,7 +80,7 @@ def test_from_micrographs_to_a_map_killed_and_resumed(simulated: Path, tmp_path:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 120
-    while not list(killed.glob("state/abinitio-*/start0/it003.json")) and time.monotonic() < deadline:
+    while not list(killed.glob("state/abinitio-*/it003.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
