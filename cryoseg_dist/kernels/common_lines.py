@@ -111,6 +111,50 @@ def score_lines(rays: Tensor, shifts_px: Tensor, size: int) -> LineScores:
     return LineScores(n, values)
 
 
+@numba.njit(nogil=True, cache=True)
+def _ray_means(values: np.ndarray, n: int) -> np.ndarray:
+    """Mean score of each ray (whole circle) of each image over all rays of all others, (n, 2 h)."""
+    half, full = values.shape[1], values.shape[2]
+    out = np.zeros((n, full))
+    for i in range(n):
+        for j in range(i + 1, n):
+            table = values[pair_number(i, j, n)]
+            for a in range(half):
+                for b in range(full):
+                    value = table[a, b] / ((n - 1) * full)
+                    # Each entry stands for its opposite too.
+                    out[i, a] += value
+                    out[i, a + half] += value
+                    out[j, b] += value
+                    out[j, (b + half) % full] += value
+    return out
+
+
+@numba.njit(nogil=True, cache=True)
+def _centre(values: np.ndarray, means: np.ndarray, out: np.ndarray) -> None:
+    n, full = means.shape
+    half = full // 2
+    overall = means.mean()
+    for i in range(n):
+        for j in range(i + 1, n):
+            p = pair_number(i, j, n)
+            for a in range(half):
+                for b in range(full):
+                    value = values[p, a, b] - means[i, a] - means[j, b] + overall
+                    out[p, a, b] = np.int16(max(-ONE, min(ONE, value)))
+
+
+def centre_scores(scores: LineScores) -> LineScores:
+    """Scores less what each ray scores with all rays of all other images.
+
+    Smooth rays, which are alike in every image, correlate with anything. Left in, they make orientations that put them on
+    one axis agree better than the true ones.
+    """
+    out = np.empty_like(scores.values)
+    _centre(scores.values, _ray_means(scores.values, scores.n_images), out)
+    return LineScores(scores.n_images, out)
+
+
 def best_lines(scores: LineScores) -> CommonLines:
     """The highest score of each pair, its angles refined by parabolas."""
     n, (n_pairs, half, full) = scores.n_images, scores.values.shape

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cryoseg_dist.kernels.common_lines import LineScores, pair_number
 from cryoseg_dist.kernels.orientation_grid import angular_step, neighbours, orientation_grid
+from cryoseg_dist.kernels.so3 import angular_distance
 
 
 def pair_statistics(scores: LineScores) -> tuple[np.ndarray, np.ndarray]:
@@ -21,6 +22,26 @@ def pair_statistics(scores: LineScores) -> tuple[np.ndarray, np.ndarray]:
         values = table.astype(np.float32)
         mean[p], deviation[p] = values.mean(), values.std()
     return mean, np.maximum(deviation, 1e-3)
+
+
+@numba.njit(nogil=True, inline="always")
+def _turn(y: float, x: float) -> float:
+    """Direction of (x, y) in turns, -0.5 to 0.5, within a hundredth of a degree.
+
+    A polynomial for the arc tangent of 0 to 1 (Abramowitz & Stegun 1964, 4.4.49), far faster than the library's.
+    """
+    ax, ay = abs(x), abs(y)
+    large = max(ax, ay)
+    if large == 0.0:
+        return 0.0
+    t = min(ax, ay) / large
+    t2 = t * t
+    turn = t * (0.9998660 + t2 * (-0.3302995 + t2 * (0.1801410 + t2 * (-0.0851330 + t2 * 0.0208351)))) / (2.0 * np.pi)
+    if ay > ax:
+        turn = 0.25 - turn
+    if x < 0.0:
+        turn = 0.5 - turn
+    return -turn if y < 0.0 else turn
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
@@ -35,40 +56,37 @@ def _add_scores(
 ) -> None:
     n = rotations.shape[0]
     half, full = values.shape[1], values.shape[2]
-    to_ray = full / (2.0 * np.pi)
     for j in range(n):
         if j == image:
             continue
         first = image < j
         p = pair_number(image, j, n) if first else pair_number(j, image, n)
         table = values[p]
-        view = rotations[j, 2]
+        s = rotations[j]
         scale = 1.0 / deviation[p]
         for c in range(candidates.shape[0]):
             r = candidates[c]
-            x = r[2, 1] * view[2] - r[2, 2] * view[1]
-            y = r[2, 2] * view[0] - r[2, 0] * view[2]
-            z = r[2, 0] * view[1] - r[2, 1] * view[0]
-            if x * x + y * y + z * z < 1e-8:
-                # All lines of parallel slices are common: any will do.
-                x, y, z = r[0, 0], r[0, 1], r[0, 2]
-            mine = np.arctan2(r[1, 0] * x + r[1, 1] * y + r[1, 2] * z, r[0, 0] * x + r[0, 1] * y + r[0, 2] * z)
-            s = rotations[j]
-            other = np.arctan2(s[1, 0] * x + s[1, 1] * y + s[1, 2] * z, s[0, 0] * x + s[0, 1] * y + s[0, 2] * z)
+            # The line r[2] x s[2] in the axes of either image; where slices are parallel, all lines are common.
+            x = -(r[1, 0] * s[2, 0] + r[1, 1] * s[2, 1] + r[1, 2] * s[2, 2])
+            y = r[0, 0] * s[2, 0] + r[0, 1] * s[2, 1] + r[0, 2] * s[2, 2]
+            u = r[2, 0] * s[1, 0] + r[2, 1] * s[1, 1] + r[2, 2] * s[1, 2]
+            v = -(r[2, 0] * s[0, 0] + r[2, 1] * s[0, 1] + r[2, 2] * s[0, 2])
+            if abs(x) + abs(y) < 1e-9:
+                x, y = 1.0, 0.0
+                u = r[0, 0] * s[0, 0] + r[0, 1] * s[0, 1] + r[0, 2] * s[0, 2]
+                v = r[0, 0] * s[1, 0] + r[0, 1] * s[1, 1] + r[0, 2] * s[1, 2]
+            mine, other = _turn(y, x), _turn(v, u)
             row, column = (mine, other) if first else (other, mine)
-            a, b = row * to_ray, column * to_ray
-            low_a, low_b = np.floor(a), np.floor(b)
-            da, db = a - low_a, b - low_b
+            a, b = (row + 1.0) * full, (column + 1.0) * full
+            ia, ib = int(a), int(b)
+            da, db = a - ia, b - ib
             total = 0.0
-            for corner_a in range(2):
-                ia = (int(low_a) + corner_a) % full
-                turned = ia >= half
-                if turned:
-                    ia -= half
-                for corner_b in range(2):
-                    ib = int(low_b) + corner_b + (half if turned else 0)
-                    weight = (da if corner_a else 1.0 - da) * (db if corner_b else 1.0 - db)
-                    total += weight * table[ia, ib % full]
+            for corner in range(2):
+                ra, cb = (ia + corner) % full, ib
+                if ra >= half:
+                    ra, cb = ra - half, ib + half
+                value = (1.0 - db) * table[ra, cb % full] + db * table[ra, (cb + 1) % full]
+                total += (da if corner else 1.0 - da) * value
             out[c] += (total - mean[p]) * scale
 
 
@@ -112,7 +130,7 @@ def improve(
     order : int
         HEALPix order of the global search; its best orientation is refined to an eighth of the step.
     global_sweeps, local_sweeps : int
-        Sweeps over all images with a search of all orientations, then with a local one that narrows.
+        Sweeps over all images with a search of all orientations (until no image jumps), then with a local one that narrows.
     seed : int
         Of the order of the images.
 
@@ -129,15 +147,19 @@ def improve(
         found = _scores(scores, out, image, candidates, statistics)
         return candidates[int(found.argmax())]
 
-    for sweep in range(global_sweeps + local_sweeps):
+    def refined(image: int, start: Tensor, width: float) -> Tensor:
+        for narrower in (width, 0.5 * width, 0.25 * width):
+            start = best(image, neighbours(narrower, 1.8 * narrower) @ start)
+        return start
+
+    for _ in range(global_sweeps):
+        before = out.clone()
         for i in rng.permutation(scores.n_images):
-            if sweep < global_sweeps:
-                # The present orientation stays unless another is better.
-                start = best(i, torch.cat((out[i : i + 1], grid)))
-                width = 0.5 * step
-            else:
-                start, width = out[i], 0.5 * step / 2 ** (sweep - global_sweeps)
-            for narrower in (width, 0.5 * width, 0.25 * width):
-                start = best(i, neighbours(narrower, 1.8 * narrower) @ start)
-            out[i] = start
+            # The present orientation stays unless another is better.
+            out[i] = refined(i, best(i, torch.cat((out[i : i + 1], grid))), 0.5 * step)
+        if float(angular_distance(out, before).max()) < 0.5 * step:
+            break
+    for sweep in range(local_sweeps):
+        for i in rng.permutation(scores.n_images):
+            out[i] = refined(i, out[i], 0.5 * step / 2**sweep)
     return out

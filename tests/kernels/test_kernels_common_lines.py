@@ -12,6 +12,7 @@ from cryoseg_dist.kernels.common_lines import (
     CommonLines,
     LineScores,
     best_lines,
+    centre_scores,
     line_shifts,
     lines_of,
     pair_number,
@@ -53,9 +54,9 @@ def specimen() -> Specimen:
     return made_up(symmetry="C1", diameter=150.0, size=SIZE, pixel_size=3.0, seed=3)
 
 
-def views(specimen: Specimen, n: int, snr: float | None, shift_px: float, seed: int = 0) -> Views:
+def views(specimen: Specimen, n: int, snr: float | None, shift_px: float) -> Views:
     """Projections of a specimen, moved, noisy, and the scores of their rays."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     rotations = random_rotations(n, generator)
     shifts = (2.0 * torch.rand((n, 2), generator=generator) - 1.0) * shift_px
     images = to_real(shift(project(specimen.transform, rotations.float(), SIZE), shifts, SIZE), SIZE)
@@ -278,3 +279,21 @@ def test_either_hand_agrees_alike(specimen: Specimen) -> None:
     one = consensus(seen.scores, seen.rotations, statistics)
     other = consensus(seen.scores, HAND @ seen.rotations @ HAND, statistics)
     torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_centred_scores_have_no_favourite_rays(specimen: Specimen) -> None:
+    seen = views(specimen, 12, 3.0, 0.0)
+    before = seen.scores.values.copy()
+    centred = centre_scores(seen.scores)
+    assert np.array_equal(seen.scores.values, before)
+    i, j = pairs_of(12)
+    for scores, favoured in ((seen.scores, True), (centred, False)):
+        favour = np.zeros((12, ANGLES // 2))
+        half = ANGLES // 2
+        for p in range(len(i)):
+            favour[i[p]] += scores.values[p].mean(axis=1)
+            # Columns b and b + half are the two directions of one line of image j.
+            columns = scores.values[p].mean(axis=0)
+            favour[j[p]] += 0.5 * (columns[:half] + columns[half:])
+        spread = favour.std(axis=1).mean() / 11 / ONE
+        assert bool(spread > 0.01) is favoured
