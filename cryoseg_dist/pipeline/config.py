@@ -16,6 +16,7 @@ from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.stages.abinitio import AbinitioSettings
 from cryoseg_dist.stages.classify import ClassifySettings
+from cryoseg_dist.stages.common_lines import CommonLinesSettings
 from cryoseg_dist.stages.ctf import CtfSettings
 from cryoseg_dist.stages.extract import ExtractSettings
 from cryoseg_dist.stages.ingest import IngestSettings
@@ -98,8 +99,9 @@ class EngineSettings(Settings):
 class StartSettings(Settings):
     """How the first map comes about."""
 
-    method: Literal["auto", "stochastic", "reference"] = "auto"
-    """``auto``: the reference where one is given, else stochastic expectation-maximisation from the particles."""
+    method: Literal["auto", "stochastic", "common_lines", "reference"] = "auto"
+    """``auto``: the reference where one is given, else stochastic expectation-maximisation from the particles.
+    ``common_lines``: from class averages, for particles without symmetry."""
     reference: str | None = None
     """A map (MRC) to start from."""
 
@@ -118,6 +120,7 @@ class RunSettings(Settings):
     classify: ClassifySettings = ClassifySettings()
     start: StartSettings = StartSettings()
     abinitio: AbinitioSettings = AbinitioSettings()
+    common_lines: CommonLinesSettings = CommonLinesSettings()
     refine: RefineSettings = RefineSettings()
     reconstruct: ReconstructSettings = ReconstructSettings()
     postprocess: PostprocessSettings = PostprocessSettings()

@@ -10,6 +10,7 @@ from typing import Any
 from cryoseg_dist.errors import BadInputError, SettingsError
 from cryoseg_dist.pipeline import export
 from cryoseg_dist.pipeline.classes import Classified, run_classify
+from cryoseg_dist.pipeline.common_lines import run_common_lines
 from cryoseg_dist.pipeline.maps import Refined, reference_map, run_refine
 from cryoseg_dist.pipeline.micrographs import (
     CtfFits,
@@ -167,6 +168,13 @@ def check(session: Session, until: str) -> None:
         faults.append("particle.diameter: expected the particle's longest extent in A, got none. Set --diameter.")
     if s.start.method == "reference" and s.start.reference is None:
         faults.append("start.reference: expected a map for start.method = reference, got none.")
+    if s.start.method == "common_lines" and s.particle.symmetry != "C1":
+        faults.append(
+            f"start.method: expected a particle without symmetry for common_lines, got {s.particle.symmetry}. "
+            "Take start.method = stochastic."
+        )
+    if s.start.method == "common_lines" and not s.classify.enabled:
+        faults.append("start.method: common_lines expects class averages, got classify.enabled = false. Enable it.")
     for name, path in (("start.reference", s.start.reference), ("segment.model", s.segment.model)):
         if path is not None and not Path(path).is_file():
             faults.append(f"{name}: expected a file, got {path!r}, which is none.")
@@ -174,9 +182,12 @@ def check(session: Session, until: str) -> None:
         raise SettingsError(faults)
 
 
-def first_map(session: Session, particles: Particles) -> tuple[str, Any, bool]:
+def first_map(session: Session, particles: Particles, classified: Classified | None) -> tuple[str, Any, bool]:
     """Name of what made it, the map, and whether its grey scale is foreign."""
     s = session.settings
+    if s.start.method == "common_lines" and classified is not None:
+        lines = run_common_lines(session, classified)
+        return lines.run, lines.volume, True
     if s.start.reference is not None and s.start.method != "stochastic":
         path = Path(s.start.reference)
         stat = path.stat()
@@ -244,7 +255,7 @@ def run_pipeline(session: Session, until: str = "report", truth: Any = None) -> 
         export.export_averages(out / "classes.mrcs", classified.averages, particles.optics.pixel_size)
     if not wanted("abinitio"):
         return result
-    name, volume, foreign = timed("abinitio", lambda: first_map(session, particles))
+    name, volume, foreign = timed("abinitio", lambda: first_map(session, particles, result.classified))
     if not wanted("refine"):
         return result
     refined = result.refined = timed("refine", lambda: run_refine(session, particles, volume, name, any_scale=foreign))
