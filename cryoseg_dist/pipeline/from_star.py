@@ -20,7 +20,8 @@ from cryoseg_dist.pipeline.run import RunResult, finish_maps
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.runtime.events import StageFinished, StageStarted, UnitFinished
 from cryoseg_dist.schema.work import Outcome, Unit
-from cryoseg_dist.stages.reconstruct import FoldStage, complete, maps_of_sums, pose_table
+from cryoseg_dist.stages.reconstruct import FoldStage, combined_map, complete, maps_of_sums, pose_table
+from cryoseg_dist.stages.refine import masked_fsc
 from cryoseg_dist.store.ledger import Ledger
 
 # Images a fold reads at once, and images of a fold at most: what an interruption can cost.
@@ -79,8 +80,9 @@ def run_reconstruct(session: Session, particles: Particles, max_resolution: floa
     stage = FoldStage(particles.microscope, size, padding, max_shell=max_shell)
     sums = accumulate.sums(stage, groups, checkpoint=run, on_fold=tell)
     totals = [complete(sums[name], symmetry, size, padding) for name in groups]
-    totals.append(totals[0] + totals[1])
-    half1, half2, full = maps_of_sums(totals, size, padding, settings.wiener, max_shell)
+    half1, half2 = maps_of_sums(totals, size, padding, max_shell)
+    curve = masked_fsc(half1, half2, pixel, particles.diameter)
+    full = combined_map(totals, curve, size, padding, max_shell)
     outcomes = {str(Outcome.DONE): sum(map(len, groups.values()))}
     session.emit(StageFinished("reconstruct", run, outcomes, time.monotonic() - started))
     table = t.assign(random_subset=half + 1)

@@ -282,7 +282,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
             "log_likelihood": sum(r["log_likelihood"] for r in matched.records) / n,
         }
         history.append({"iteration": float(state.iteration), **figures})
-        write_maps(session, f"{name}/maps", [*maximized.references, *maximized.raw], pixel)
+        write_maps(session, f"{name}/maps", [*maximized.references, *maximized.raw, maximized.full], pixel)
         best = np.column_stack((last, weight))
         spec = ArraySpec(
             f"{name}/best", best.shape, ("particle", "value"), "float32", best.shape, best.shape, doc="Best pose"
@@ -299,6 +299,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
         read_map(session, f"{final}/maps", 2),
         read_map(session, f"{final}/maps", 3),
         tuple(history),
+        read_map(session, f"{final}/maps", 4),
     )
 
 

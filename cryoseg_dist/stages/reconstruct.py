@@ -1,6 +1,6 @@
 """Folds of particles into Fourier space: the maximisation step of refinement and `cryoseg reconstruct`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from cryoseg_dist.kernels.accumulate import (
     shell_weights,
     symmetrise,
 )
-from cryoseg_dist.kernels.fourier import to_fourier
+from cryoseg_dist.kernels.fourier import shells, to_fourier, to_real
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import disc_pixels, take_pixels
 from cryoseg_dist.kernels.so3 import euler_to_matrix
@@ -39,8 +39,6 @@ class ReconstructSettings(Settings):
     """Partial sums merged at once."""
     folds_per_worker: int = Field(default=2, ge=1)
     """Partial sums a worker makes."""
-    wiener: float = Field(default=0.0, ge=0)
-    """Constant added to the weights, as a share of each shell's mean weight."""
 
 
 @dataclass(frozen=True)
@@ -182,22 +180,31 @@ def relative_regularisation(accumulator: Tensor, size: int, padding: int, share:
     return share.to(mean.dtype) * mean[at]
 
 
-def maps_of_sums(
-    totals: list[Tensor], size: int, padding: int, wiener: float = 0.0, max_shell: float | None = None
-) -> list[Tensor]:
-    """Unregularised (or lightly regularised) map of each completed sum."""
-    share = torch.full((size // 2 + 1,), wiener)
-    added = [relative_regularisation(t, size, padding, share) if wiener else None for t in totals]
-    return [
-        finish(
-            t,
-            size,
-            padding=padding,
-            regularisation=regularisation,
-            max_shell=max_shell,
-        )
-        for t, regularisation in zip(totals, added, strict=True)
-    ]
+def maps_of_sums(totals: Sequence[Tensor], size: int, padding: int, max_shell: float | None = None) -> list[Tensor]:
+    """Unregularised map of each completed sum."""
+    return [finish(t, size, padding=padding, max_shell=max_shell) for t in totals]
+
+
+def combined_map(
+    totals: Sequence[Tensor], curve: Tensor, size: int, padding: int, max_shell: float | None = None
+) -> Tensor:
+    """The map of both half sets: a Wiener filter that damps the voxels of a shell that few views reached.
+
+    Parameters
+    ----------
+    totals : sequence of Tensor
+        Completed sums of the half sets.
+    curve : Tensor, shape (size // 2 + 1,)
+        FSC of the two half maps, from which the noise to signal ratio of their sum follows (Rosenthal & Henderson 2003). A
+        voxel of a shell's mean weight keeps its amplitude: filtering by shell is left to sharpening.
+    """
+    both = (2.0 * curve / (1.0 + curve)).clamp(0.001, 0.999)
+    share = (1.0 - both) / both
+    total = totals[0] + totals[1]
+    regularisation = relative_regularisation(total, size, padding, share)
+    volume = finish(total, size, padding=padding, regularisation=regularisation, max_shell=max_shell)
+    gain = (1.0 + share)[shells(size, 3).clamp(max=size // 2)]
+    return to_real(to_fourier(volume, 3) * gain, size, 3)
 
 
 def pose_table(rot: Any, tilt: Any, psi: Any, origin_x: Any, origin_y: Any, pixel_size: float) -> np.ndarray:

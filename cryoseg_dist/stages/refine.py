@@ -22,7 +22,7 @@ from cryoseg_dist.kernels.mask import soft_sphere
 from cryoseg_dist.kernels.orientation_grid import angular_step, n_orientations, random_perturbation
 from cryoseg_dist.kernels.sharpen import low_pass_shell
 from cryoseg_dist.schema.settings import Settings
-from cryoseg_dist.stages.reconstruct import relative_regularisation
+from cryoseg_dist.stages.reconstruct import combined_map, relative_regularisation
 from cryoseg_dist.stages.refine_expectation import Sampling
 
 
@@ -166,22 +166,36 @@ class Maximized:
         Regularised, joined at low resolution, flattened outside the particle: what the next expectation sees.
     raw : tuple of Tensor
         Unregularised half maps.
+    full : Tensor
+        The map of both half sets together.
     curve : Tensor, float64, shape (n // 2 + 1,)
         FSC of the half maps inside a soft sphere.
     """
 
     references: tuple[Tensor, Tensor]
     raw: tuple[Tensor, Tensor]
+    full: Tensor
     curve: Tensor
+
+
+def particle_sphere(size: int, pixel_size: float, diameter: float) -> Tensor:
+    """Soft sphere of the particle's diameter, or the largest that the box holds."""
+    return soft_sphere(size, min(0.5 * diameter / pixel_size, 0.5 * size - 4), 4.0)
+
+
+def masked_fsc(half1: Tensor, half2: Tensor, pixel_size: float, diameter: float) -> Tensor:
+    """FSC of two half maps inside the particle's sphere, float64, shape (n // 2 + 1,)."""
+    sphere = particle_sphere(half1.shape[-1], pixel_size, diameter)
+    return fsc(to_fourier(half1 * sphere, 3), to_fourier(half2 * sphere, 3))
 
 
 def maximize(
     totals: Sequence[Tensor], size: int, pixel_size: float, diameter: float, padding: int, settings: RefineSettings
 ) -> Maximized:
     """Half maps and next references from the completed accumulators of the two half sets."""
-    sphere = soft_sphere(size, min(0.5 * diameter / pixel_size, 0.5 * size - 4), 4.0)
+    sphere = particle_sphere(size, pixel_size, diameter)
     raw = [finish(t, size, padding=padding) for t in totals]
-    curve = fsc(*(to_fourier(v * sphere, 3) for v in raw))
+    curve = masked_fsc(raw[0], raw[1], pixel_size, diameter)
     c = curve.clamp(0.001, 0.999)
     filtered = [
         to_fourier(
@@ -193,13 +207,14 @@ def maximize(
     joined = 0.5 * (filtered[0] + filtered[1])
     low = shells(size, 3) <= size * pixel_size / settings.join_halves
     references = [to_real(torch.where(low, joined, f), size, 3) * sphere for f in filtered]
-    return Maximized((references[0], references[1]), (raw[0], raw[1]), curve)
+    full = combined_map(totals, curve, size, padding)
+    return Maximized((references[0], references[1]), (raw[0], raw[1]), full, curve)
 
 
 def starting_reference(volume: Tensor, pixel_size: float, diameter: float, settings: RefineSettings) -> Tensor:
     """The first reference: low-passed, flattened outside the particle."""
     size = volume.shape[-1]
-    sphere = soft_sphere(size, min(0.5 * diameter / pixel_size, 0.5 * size - 4), 4.0)
+    sphere = particle_sphere(size, pixel_size, diameter)
     cutoff = size * pixel_size / settings.initial_low_pass
     return to_real(low_pass_shell(to_fourier(volume, 3), cutoff, 2.0), size, 3) * sphere
 
