@@ -27,40 +27,42 @@ from cryoseg_dist.simulate.micrographs import SimulateSettings
 from cryoseg_dist.simulate.specimen import made_up
 
 OPTICS = Optics(pixel_size=3.0, voltage=300.0, spherical_aberration=2.7, amplitude_contrast=0.1)
-SYMMETRY, DIAMETER = "D2", 150.0
+DIAMETER = 150.0
 MICROGRAPHS = SimulateSettings(n_micrographs=8, width=1024, height=1024, particles=110, snr=0.15, ice_noise=0.6, seed=1)
 
 
 def demo(
     project: Annotated[Path, typer.Option("--project", "-P", help="Folder of the demo.")] = Path("demo"),
     engine: Engine = None,
+    symmetry: Annotated[str, typer.Option(help="Point group of the specimen; C1 takes longer.")] = "D2",
 ) -> None:
     """Simulate micrographs, process them to a map and a report, and compare the map with the truth."""
-    guarded(lambda: run_demo(project, engine))
+    guarded(lambda: run_demo(project, engine, symmetry))
 
 
-def run_demo(project: Path, engine: str | None) -> int:
+def run_demo(project: Path, engine: str | None, symmetry: str) -> int:
     """The demo; its exit code."""
-    typer.echo(f"simulating {MICROGRAPHS.n_micrographs} micrographs of a {SYMMETRY} specimen")
-    specimen = made_up(symmetry=SYMMETRY, diameter=DIAMETER, size=72, pixel_size=OPTICS.pixel_size, seed=1)
-    write_micrographs(specimen, OPTICS, MICROGRAPHS, project / "simulated")
+    typer.echo(f"simulating {MICROGRAPHS.n_micrographs} micrographs of a {symmetry} specimen")
+    specimen = made_up(symmetry=symmetry, diameter=DIAMETER, size=72, pixel_size=OPTICS.pixel_size, seed=1)
+    simulated = project / "simulated" / symmetry
+    write_micrographs(specimen, OPTICS, MICROGRAPHS, simulated)
     settings = build_settings(
         {
             "data": {
-                "micrographs": str(project / "simulated" / "micrographs" / "*.mrc"),
+                "micrographs": str(simulated / "micrographs" / "*.mrc"),
                 "pixel_size": OPTICS.pixel_size,
                 "voltage": OPTICS.voltage,
                 "spherical_aberration": OPTICS.spherical_aberration,
                 "amplitude_contrast": OPTICS.amplitude_contrast,
             },
-            "particle": {"diameter": DIAMETER, "symmetry": SYMMETRY},
+            "particle": {"diameter": DIAMETER, "symmetry": symmetry},
             "engine": {"engine": engine or "ray"},
         }
     )
     with open_session(settings, project, sys.argv) as session:
         result = run_pipeline(session, until="postprocess")
-        found = compare(result, project / "simulated" / "truth_map.mrc")
-        score = picking_score(result, project / "simulated" / "truth.star")
+        found = compare(result, simulated / "truth_map.mrc")
+        score = picking_score(result, simulated / "truth.star")
         write_report(session, result, found.volume)
         figures = truth_figures(result, found, score)
         export_result(session.project.export, {**result.figures(), "truth": figures})
