@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cryoseg_dist.kernels.common_lines import LineScores, pair_number
-from cryoseg_dist.kernels.orientation_grid import angular_step, neighbours, orientation_grid
+from cryoseg_dist.kernels.orientation_grid import angular_step, neighbours, orientation_grid, psi_angles
 from cryoseg_dist.kernels.so3 import angular_distance
 
 
@@ -44,6 +44,30 @@ def _turn(y: float, x: float) -> float:
     return -turn if y < 0.0 else turn
 
 
+@numba.njit(nogil=True, inline="always")
+def _interpolated(table: np.ndarray, mine: float, other: float, first: bool) -> float:
+    """Bilinear score of the directions ``mine`` and ``other`` in turns; rows are ``mine`` where it is the first image."""
+    half, full = table.shape
+    row, column = (mine, other) if first else (other, mine)
+    a, b = (row - np.floor(row)) * full, (column - np.floor(column)) * full
+    ia, ib = int(a), int(b)
+    da, db = a - ia, b - ib
+    total = 0.0
+    for k in range(2):
+        ra, low = ia + k, ib
+        # Ray a + half is the opposite of ray a, its partner's too. No division: it would take most of the time.
+        if ra >= full:
+            ra -= full
+        if ra >= half:
+            ra -= half
+            low += half
+        if low >= full:
+            low -= full
+        high = low + 1 if low + 1 < full else 0
+        total += (da if k else 1.0 - da) * ((1.0 - db) * table[ra, low] + db * table[ra, high])
+    return total
+
+
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _add_scores(
     values: np.ndarray,
@@ -55,7 +79,6 @@ def _add_scores(
     out: np.ndarray,
 ) -> None:
     n = rotations.shape[0]
-    half, full = values.shape[1], values.shape[2]
     for j in range(n):
         if j == image:
             continue
@@ -76,18 +99,38 @@ def _add_scores(
                 u = r[0, 0] * s[0, 0] + r[0, 1] * s[0, 1] + r[0, 2] * s[0, 2]
                 v = r[0, 0] * s[1, 0] + r[0, 1] * s[1, 1] + r[0, 2] * s[1, 2]
             mine, other = _turn(y, x), _turn(v, u)
-            row, column = (mine, other) if first else (other, mine)
-            a, b = (row + 1.0) * full, (column + 1.0) * full
-            ia, ib = int(a), int(b)
-            da, db = a - ia, b - ib
-            total = 0.0
-            for corner in range(2):
-                ra, cb = (ia + corner) % full, ib
-                if ra >= half:
-                    ra, cb = ra - half, ib + half
-                value = (1.0 - db) * table[ra, cb % full] + db * table[ra, (cb + 1) % full]
-                total += (da if corner else 1.0 - da) * value
-            out[c] += (total - mean[p]) * scale
+            out[c] += (_interpolated(table, mine, other, first) - mean[p]) * scale
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _add_grid_scores(
+    values: np.ndarray,
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    rotations: np.ndarray,
+    image: int,
+    views: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """As `_add_scores`, for views times evenly spaced in-plane turns, (v, psi): the line turns with the image."""
+    n, n_psi = rotations.shape[0], out.shape[1]
+    for j in range(n):
+        if j == image:
+            continue
+        first = image < j
+        p = pair_number(image, j, n) if first else pair_number(j, image, n)
+        table = values[p]
+        s = rotations[j]
+        scale = 1.0 / deviation[p]
+        for c in range(views.shape[0]):
+            r = views[c]
+            x = -(r[1, 0] * s[2, 0] + r[1, 1] * s[2, 1] + r[1, 2] * s[2, 2])
+            y = r[0, 0] * s[2, 0] + r[0, 1] * s[2, 1] + r[0, 2] * s[2, 2]
+            u = r[2, 0] * s[1, 0] + r[2, 1] * s[1, 1] + r[2, 2] * s[1, 2]
+            v = -(r[2, 0] * s[0, 0] + r[2, 1] * s[0, 1] + r[2, 2] * s[0, 2])
+            mine, other = _turn(y, x), _turn(v, u)
+            for q in range(n_psi):
+                out[c, q] += (_interpolated(table, mine - q / n_psi, other, first) - mean[p]) * scale
 
 
 def consensus(scores: LineScores, rotations: Tensor, statistics: tuple[np.ndarray, np.ndarray]) -> Tensor:
@@ -142,10 +185,19 @@ def improve(
     rng = np.random.default_rng(seed)
     grid = orientation_grid(order)
     step = angular_step(order)
+    n_psi = len(psi_angles(order))
+    views = grid[::n_psi].contiguous()
 
     def best(image: int, candidates: Tensor) -> Tensor:
         found = _scores(scores, out, image, candidates, statistics)
         return candidates[int(found.argmax())]
+
+    def best_anywhere(image: int) -> Tensor:
+        found = np.zeros((len(views), n_psi))
+        held = out.contiguous().numpy()
+        _add_grid_scores(scores.values, *statistics, held, image, views.numpy(), found)
+        # The present orientation stays unless another is better.
+        return best(image, torch.stack((out[image], grid[int(found.argmax())])))
 
     def refined(image: int, start: Tensor, width: float) -> Tensor:
         for narrower in (width, 0.5 * width, 0.25 * width):
@@ -155,8 +207,7 @@ def improve(
     for _ in range(global_sweeps):
         before = out.clone()
         for i in rng.permutation(scores.n_images):
-            # The present orientation stays unless another is better.
-            out[i] = refined(i, best(i, torch.cat((out[i : i + 1], grid))), 0.5 * step)
+            out[i] = refined(i, best_anywhere(i), 0.5 * step)
         if float(angular_distance(out, before).max()) < 0.5 * step:
             break
     for sweep in range(local_sweeps):

@@ -20,8 +20,15 @@ from cryoseg_dist.kernels.common_lines import (
     score_lines,
 )
 from cryoseg_dist.kernels.fourier import shift, to_real
-from cryoseg_dist.kernels.line_consensus import consensus, improve, pair_statistics
+from cryoseg_dist.kernels.line_consensus import (
+    _add_grid_scores,
+    _add_scores,
+    consensus,
+    improve,
+    pair_statistics,
+)
 from cryoseg_dist.kernels.mask import soft_sphere
+from cryoseg_dist.kernels.orientation_grid import orientation_grid, psi_angles
 from cryoseg_dist.kernels.polar import polar_rays, weighted_rays
 from cryoseg_dist.kernels.slices import project
 from cryoseg_dist.kernels.so3 import angular_distance, random_rotations
@@ -297,3 +304,25 @@ def test_centred_scores_have_no_favourite_rays(specimen: Specimen) -> None:
             favour[j[p]] += 0.5 * (columns[:half] + columns[half:])
         spread = favour.std(axis=1).mean() / 11 / ONE
         assert bool(spread > 0.01) is favoured
+
+
+def test_the_grid_of_orientations_scores_as_each_of_them(specimen: Specimen) -> None:
+    seen = views(specimen, 12, 3.0, 1.0)
+    statistics = pair_statistics(seen.scores)
+    grid, n_psi = orientation_grid(1), len(psi_angles(1))
+    others = seen.rotations.numpy()
+    for image in (0, 6, 11):
+        one_by_one = np.zeros(len(grid))
+        _add_scores(seen.scores.values, *statistics, others, image, grid.numpy(), one_by_one)
+        together = np.zeros((len(grid) // n_psi, n_psi))
+        turned = grid[::n_psi].contiguous().numpy()
+        _add_grid_scores(seen.scores.values, *statistics, others, image, turned, together)
+        assert np.abs(together.reshape(-1) - one_by_one).max() < 2e-3 * np.abs(one_by_one).max()
+
+
+def test_slices_in_one_plane_share_every_line(specimen: Specimen) -> None:
+    seen = views(specimen, 3, None, 0.0)
+    statistics = pair_statistics(seen.scores)
+    turn = rotations_about("z", torch.tensor([0.0, 40.0, 100.0]))
+    flat = consensus(seen.scores, turn @ seen.rotations[:1], statistics)
+    assert torch.isfinite(flat).all()
