@@ -10,6 +10,8 @@ from cryoseg_dist.kernels.fourier import radius, shell_mean, shells
 
 # Logarithms of amplitudes at or below this are those of shells without power.
 LOWEST_LOGARITHM = -350.0
+# High over low resolution of a Guinier fit, at most.
+WIDEST_RATIO = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,14 @@ def guinier(spectrum: Tensor, pixel_size: float, low_resolution: float, high_res
     Returns
     -------
     Guinier or None
-        None when fewer than three shells lie between the limits.
+        None when fewer than three shells lie between the limits, or the limits lie so near to each other that the slope is that
+        of the molecule's own features.
     """
     n = spectrum.shape[0]
     y = log_amplitude(spectrum)
     k = torch.arange(n // 2 + 1, dtype=torch.float64) / (n * pixel_size)
     inside = (k >= 1.0 / low_resolution) & (k <= 1.0 / high_resolution) & (y > LOWEST_LOGARITHM)
-    if int(inside.sum()) < 3:
+    if int(inside.sum()) < 3 or high_resolution > WIDEST_RATIO * low_resolution:
         return None
     x = k.square()
     xs, ys = x[inside], y[inside]
