@@ -79,7 +79,7 @@ def correlate(observations: Observations, phases: Tensor, references: Tensor) ->
 
 def reference_energy(observations: Observations, references: Tensor) -> Tensor:
     """``<W, |P_R|^2>``, shape (b, r)."""
-    return observations.weight @ references.abs().square().T
+    return observations.weight @ (references.real.square() + references.imag.square()).T
 
 
 def log_likelihood(

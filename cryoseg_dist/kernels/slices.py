@@ -89,46 +89,53 @@ def put_pixels(values: Tensor, ky: Tensor, kx: Tensor, size: int) -> Tensor:
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _project_pixels(
-    reference: np.ndarray, rotations: np.ndarray, ky: np.ndarray, kx: np.ndarray, padding: int, out: np.ndarray
+    reference: np.ndarray,
+    extent: int,
+    rotations: np.ndarray,
+    ky: np.ndarray,
+    kx: np.ndarray,
+    order: np.ndarray,
+    padding: int,
+    out: np.ndarray,
 ) -> None:
-    m = reference.shape[0]
-    limit = m // 2 - 1
+    """Real and imaginary parts lie side by side, in the flat ``reference`` as in ``out``."""
+    limit, width = extent // 2 - 1, extent // 2 + 1
+    one, pad = np.float32(1.0), np.float32(padding)
     for b in range(rotations.shape[0]):
-        ax, ay, az = rotations[b, 0, 0] * padding, rotations[b, 0, 1] * padding, rotations[b, 0, 2] * padding
-        bx, by, bz = rotations[b, 1, 0] * padding, rotations[b, 1, 1] * padding, rotations[b, 1, 2] * padding
-        for p in range(ky.shape[0]):
+        ax, ay, az = rotations[b, 0, 0] * pad, rotations[b, 0, 1] * pad, rotations[b, 0, 2] * pad
+        bx, by, bz = rotations[b, 1, 0] * pad, rotations[b, 1, 1] * pad, rotations[b, 1, 2] * pad
+        for p in order:
             fx, fy = np.float32(kx[p]), np.float32(ky[p])
-            x = ax * fx + bx * fy
-            y = ay * fx + by * fy
-            z = az * fx + bz * fy
-            flip = x < 0.0
-            if flip:
-                x, y, z = -x, -y, -z
-            x0, y0, z0 = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+            x, y, z = ax * fx + bx * fy, ay * fx + by * fy, az * fx + bz * fy
+            sign = one
+            if x < np.float32(0.0):
+                x, y, z, sign = -x, -y, -z, -one
+            low_x, low_y, low_z = np.floor(x), np.floor(y), np.floor(z)
+            x0, y0, z0 = int(low_x), int(low_y), int(low_z)
             if x0 > limit or abs(y0) > limit or abs(z0) > limit:
-                out[b, p] = 0.0
+                out[b, 2 * p] = out[b, 2 * p + 1] = 0.0
                 continue
-            dx, dy, dz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
+            dx, dy, dz = x - low_x, y - low_y, z - low_z
             y1, z1 = y0 + 1, z0 + 1
             if y0 < 0:
-                y0 += m
+                y0 += extent
             if y1 < 0:
-                y1 += m
+                y1 += extent
             if z0 < 0:
-                z0 += m
+                z0 += extent
             if z1 < 0:
-                z1 += m
-            one = np.float32(1.0)
-            row00, row01, row10, row11 = reference[z0, y0], reference[z0, y1], reference[z1, y0], reference[z1, y1]
-            near = (row00[x0] * (one - dy) + row01[x0] * dy) * (one - dz) + (
-                row10[x0] * (one - dy) + row11[x0] * dy
-            ) * dz
-            x0 += 1
-            far = (row00[x0] * (one - dy) + row01[x0] * dy) * (one - dz) + (
-                row10[x0] * (one - dy) + row11[x0] * dy
-            ) * dz
-            value = near * (one - dx) + far * dx
-            out[b, p] = value.conjugate() if flip else value
+                z1 += extent
+            re = im = np.float32(0.0)
+            for corner in range(4):
+                yy = y1 if corner & 1 else y0
+                zz = z1 if corner & 2 else z0
+                share = (dy if corner & 1 else one - dy) * (dz if corner & 2 else one - dz)
+                far = share * dx
+                near = share - far
+                at = 2 * ((zz * extent + yy) * width + x0)
+                re += near * reference[at] + far * reference[at + 2]
+                im += near * reference[at + 1] + far * reference[at + 3]
+            out[b, 2 * p], out[b, 2 * p + 1] = re, sign * im
 
 
 def _project_pixels_torch(reference: Tensor, rotations: Tensor, ky: Tensor, kx: Tensor, padding: int) -> Tensor:
@@ -178,9 +185,21 @@ def project_pixels(reference: Tensor, rotations: Tensor, ky: Tensor, kx: Tensor,
     r = rotations.to(torch.float32).contiguous()
     if reference.device.type != "cpu":
         return _project_pixels_torch(reference, r, ky, kx, padding)
-    out = torch.empty((r.shape[0], ky.shape[0]), dtype=torch.complex64)
-    _project_pixels(reference.contiguous().numpy(), r.numpy(), ky.numpy(), kx.numpy(), padding, out.numpy())
-    return out
+    out = torch.empty((r.shape[0], ky.shape[0], 2))
+    flat = torch.view_as_real(reference.contiguous()).reshape(-1)
+    # Row after row, neighbours in memory follow one another.
+    order = torch.argsort(ky * reference.shape[0] + kx)
+    _project_pixels(
+        flat.numpy(),
+        reference.shape[0],
+        r.numpy(),
+        ky.numpy(),
+        kx.numpy(),
+        order.numpy(),
+        padding,
+        out.numpy().reshape(r.shape[0], -1),
+    )
+    return torch.view_as_complex(out)
 
 
 def project(reference: Tensor, rotations: Tensor, size: int, padding: int = 2) -> Tensor:

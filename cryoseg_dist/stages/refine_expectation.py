@@ -37,6 +37,8 @@ CTF_COLUMNS = ("defocus_u", "defocus_v", "defocus_angle", "phase_shift")
 BATCH, CHUNK = 48, 4096
 # Poses of the first pass that the second may refine, and their distinct rotations and shifts.
 CANDIDATES, MOST_ROTATIONS, MOST_SHIFTS = 256, 48, 12
+# Slices of the second pass that a worker keeps for other particles, of each map.
+KEPT_BYTES = 256 * 2**20
 
 
 def batch_images(parameters: Mapping[str, Any], images: np.ndarray) -> np.ndarray:
@@ -130,7 +132,7 @@ class ExpectationStage:
         n_fine, n_coarse = (
             int((square <= shell * shell).sum()) for shell in (self.sampling.max_shell, self.sampling.coarse_shell)
         )
-        state = _State(size, volumes, ky, kx, n_fine, n_coarse, torch.empty((0, 3, 3)), [[] for _ in volumes])
+        state = _State(size, volumes, ky, kx, n_fine, n_coarse, torch.empty((0, 3, 3)), [[] for _ in volumes], [])
         if self.sampling.local:
             return state
         grid = orientation_grid(self.sampling.order, self.symmetry, torch.from_numpy(self.perturbation)).float()
@@ -138,7 +140,9 @@ class ExpectationStage:
             [project_pixels(v, part, ky[:n_coarse], kx[:n_coarse]) for part in grid.to(device).split(CHUNK)]
             for v in volumes
         ]
-        return replace(state, grid=grid.to(device), slices=slices)
+        children = subdivide(angular_step(self.sampling.order)).float().to(device)
+        fine = [_FineSlices(v, ky[:n_fine], kx[:n_fine], grid.to(device), children) for v in volumes]
+        return replace(state, grid=grid.to(device), slices=slices, fine=fine)
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Poses of one batch of particles of one half set.
@@ -223,12 +227,16 @@ class ExpectationStage:
             m = int(significant(found.score, found.log_sum, self.share)[0])
             chosen_r = _first_distinct(found.rotation[0, :m], MOST_ROTATIONS)
             chosen_t = _first_distinct(found.shift[0, :m], MOST_SHIFTS)
-            fine_r = (children @ candidates[chosen_r][:, None]).flatten(0, 1)
+            if s.local:
+                fine_r = (children @ candidates[chosen_r][:, None]).flatten(0, 1)
+                fine_slices = project_pixels(volume, fine_r, ky, kx)
+            else:
+                fine_r, fine_slices = state.fine[half].of(chosen_r)
             fine_t = (shifts[chosen_t][:, None] + sub_shifts).flatten(0, 1)
             score = log_likelihood(
                 one,
                 shift_phases(fine_t, ky, kx, state.size),
-                project_pixels(volume, fine_r, ky, kx),
+                fine_slices,
                 any_scale=self.any_scale,
             )[0]
             top = score.flatten().topk(min(k, score.numel()))
@@ -255,6 +263,29 @@ def shift_grid(extent_px: float, step_px: float) -> Tensor:
     return grid[torch.argsort(grid.norm(dim=1), stable=True)]
 
 
+class _FineSlices:
+    """Slices of a map at the rotations that split the cells of the grid; particles that meet in a cell share them."""
+
+    def __init__(self, volume: Tensor, ky: Tensor, kx: Tensor, grid: Tensor, children: Tensor) -> None:
+        self._volume, self._ky, self._kx, self._grid, self._children = volume, ky, kx, grid, children
+        self._most = KEPT_BYTES // (8 * len(children) * len(ky))
+        self._kept: dict[int, Tensor] = {}
+
+    def of(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotations (8 c, 3, 3) and slices (8 c, p) of cells of the grid."""
+        rotations = self._children @ self._grid[cells][:, None]
+        numbers = cells.tolist()
+        new = [i for i, cell in enumerate(numbers) if cell not in self._kept]
+        slices: list[Tensor | None] = [self._kept.get(cell) for cell in numbers]
+        if new:
+            made = project_pixels(self._volume, rotations[new].flatten(0, 1), self._ky, self._kx)
+            for i, some in zip(new, made.split(len(self._children)), strict=True):
+                slices[i] = some
+                if len(self._kept) < self._most:
+                    self._kept[numbers[i]] = some.clone()
+        return rotations.flatten(0, 1), torch.cat([s for s in slices if s is not None])
+
+
 @dataclass(frozen=True)
 class _State:
     """What a worker keeps in one iteration; pixels lie in the order of their radius."""
@@ -267,6 +298,7 @@ class _State:
     n_coarse: int
     grid: Tensor
     slices: list[list[Tensor]]
+    fine: list["_FineSlices"]
 
     @property
     def shell(self) -> Tensor:
