@@ -40,7 +40,7 @@ class RefineSettings(Settings):
     last_order: int = Field(default=6, ge=2, le=8)
     """Finest HEALPix order."""
     offset_range: float | None = Field(default=None, gt=0)
-    """Largest shift in A in the global search; a tenth of the diameter when not given."""
+    """Largest shift in A in the global search; a seventh of the diameter when not given."""
     poses_kept: int = Field(default=16, ge=1, le=64)
     """Poses of each particle that enter the map."""
     share: float = Field(default=0.999, gt=0.5, lt=1)
@@ -126,7 +126,7 @@ def sampling(
     displacement = math.radians(step) * 0.5 * diameter
     coarse = min(fine, max(5.0, 1.2 * size * pixel_size / displacement))
     local = n_orientations(state.order, symmetry) > settings.most_orientations
-    range_px = (settings.offset_range or 0.1 * diameter) / pixel_size
+    range_px = (settings.offset_range or diameter / 7.0) / pixel_size
     if state.iteration and math.isfinite(state.square_shift):
         # Five times the last change, as origins settle.
         range_px = min(range_px, max(2.0, 5.0 * math.sqrt(0.5 * state.square_shift)))
