@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from torch import Tensor
 
+from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.pipeline.classes import Classified
 from cryoseg_dist.pipeline.maps import read_map, write_maps
 from cryoseg_dist.pipeline.session import Session
@@ -58,6 +59,27 @@ def run_common_lines(session: Session, classified: Classified) -> CommonLinesMap
     confidence = Confidence(**done["confidence"])
     session.say(describe(confidence, sum(done["kept"]), len(done["kept"])), "abinitio")
     return CommonLinesMap(run, read_map(session, f"{run}/map", 0), confidence)
+
+
+def common_lines_map(session: Session, classified: Classified, *, always: bool) -> CommonLinesMap | None:
+    """The map of :func:`run_common_lines`; unless ``always``, none where there are too few averages or it is not trusted.
+
+    Raises
+    ------
+    BadInputError
+        Too few good class averages, where ``always``.
+    """
+    try:
+        found = run_common_lines(session, classified)
+    except BadInputError as fault:
+        if always:
+            raise
+        session.say(f"{fault.where}: expected {fault.expected}, got {fault.got}. Stochastic start instead.", "abinitio")
+        return None
+    if always or found.confidence.trusted:
+        return found
+    session.say("Stochastic start instead.", "abinitio")
+    return None
 
 
 def describe(confidence: Confidence, n_kept: int, n_used: int) -> str:

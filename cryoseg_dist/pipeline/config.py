@@ -100,8 +100,9 @@ class StartSettings(Settings):
     """How the first map comes about."""
 
     method: Literal["auto", "stochastic", "common_lines", "reference"] = "auto"
-    """``auto``: the reference where one is given, else stochastic expectation-maximisation from the particles.
-    ``common_lines``: from class averages, for particles without symmetry."""
+    """``auto``: the reference where one is given; else, without symmetry, common lines where they can be trusted; else
+    stochastic expectation-maximisation from the particles. ``common_lines``: from class averages, for particles without
+    symmetry."""
     reference: str | None = None
     """A map (MRC) to start from."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from cryoseg_dist.errors import BadInputError, SettingsError
 from cryoseg_dist.pipeline import export
 from cryoseg_dist.pipeline.classes import Classified, run_classify
-from cryoseg_dist.pipeline.common_lines import run_common_lines
+from cryoseg_dist.pipeline.common_lines import common_lines_map
 from cryoseg_dist.pipeline.maps import Refined, reference_map, run_refine
 from cryoseg_dist.pipeline.micrographs import (
     CtfFits,
@@ -185,14 +185,15 @@ def check(session: Session, until: str) -> None:
 def first_map(session: Session, particles: Particles, classified: Classified | None) -> tuple[str, Any, bool]:
     """Name of what made it, the map, and whether its grey scale is foreign."""
     s = session.settings
-    if s.start.method == "common_lines" and classified is not None:
-        lines = run_common_lines(session, classified)
-        return lines.run, lines.volume, True
-    if s.start.reference is not None and s.start.method != "stochastic":
+    if s.start.reference is not None and s.start.method in ("auto", "reference"):
         path = Path(s.start.reference)
         stat = path.stat()
         name = f"reference:{path}:{stat.st_size}:{stat.st_mtime_ns}"
         return name, reference_map(path, particles.size, particles.optics.pixel_size), True
+    if classified is not None and s.particle.symmetry == "C1" and s.start.method != "stochastic":
+        lines = common_lines_map(session, classified, always=s.start.method == "common_lines")
+        if lines is not None:
+            return lines.run, lines.volume, True
     run, volume = run_stochastic(session, particles)
     return run, volume, False
 

@@ -1,6 +1,7 @@
 """The start from common lines in a run: kept in the store, and refused where it cannot work."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from cryoseg_dist.errors import SettingsError
+from cryoseg_dist.errors import BadInputError, SettingsError
 from cryoseg_dist.kernels.fourier import to_real
 from cryoseg_dist.kernels.slices import project
 from cryoseg_dist.kernels.so3 import random_rotations
-from cryoseg_dist.pipeline import common_lines
+from cryoseg_dist.pipeline import common_lines, run
 from cryoseg_dist.pipeline.classes import Classified
 from cryoseg_dist.pipeline.config import build_settings
 from cryoseg_dist.pipeline.particles import Particles
@@ -97,3 +98,31 @@ def test_symmetry_or_no_classes_are_refused(tmp_path: Path, said: list[str]) -> 
     text = str(fault.value)
     assert "without symmetry for common_lines, got D2. Take start.method = stochastic." in text
     assert "got classify.enabled = false" in text
+
+
+def test_auto_takes_lines_that_can_be_trusted(
+    classified: Classified, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "run_stochastic", lambda *_: ("stochastic", torch.zeros(1)))
+    noise = np.random.default_rng(0).normal(size=classified.averages.shape).astype(np.float32)
+    few = np.arange(N) < 5
+    strangers = replace(classified.particles, run="noise")
+    for session in session_of(tmp_path, said):
+        name, _, foreign = first_map(session, classified.particles, classified)
+        assert name.startswith("common_lines")
+        assert foreign
+        assert not any("Stochastic" in text for text in said)
+        wrong = replace(classified, averages=noise, particles=strangers)
+        assert first_map(session, strangers, wrong)[0] == "stochastic"
+        assert said[-2].endswith("not trusted.")
+        some = replace(classified, selected=few, particles=replace(strangers, run="few"))
+        assert first_map(session, some.particles, some)[0] == "stochastic"
+        assert said[-1] == ("common lines: expected at least 10 good class averages, got 5. Stochastic start instead.")
+        assert first_map(session, classified.particles, None)[0] == "stochastic"
+    for session in session_of(tmp_path, said, method="common_lines"):
+        with pytest.raises(BadInputError, match="at least 10 good class averages"):
+            first_map(session, some.particles, some)
+    for session in session_of(tmp_path, said, method="stochastic"):
+        assert first_map(session, classified.particles, classified)[0] == "stochastic"
+    for session in session_of(tmp_path, said, symmetry="D2"):
+        assert first_map(session, classified.particles, classified)[0] == "stochastic"
