@@ -78,7 +78,7 @@ def common_lines_map(session: Session, classified: Classified, *, always: bool) 
         return None
     if always or found.confidence.trusted:
         return found
-    session.say("Stochastic start instead.", "abinitio")
+    session.say("Stochastic start instead. More classes (classify.n_classes) may help common lines.", "abinitio")
     return None
 
 

@@ -115,6 +115,7 @@ def test_auto_takes_lines_that_can_be_trusted(
         wrong = replace(classified, averages=noise, particles=strangers)
         assert first_map(session, strangers, wrong)[0] == "stochastic"
         assert said[-2].endswith("not trusted.")
+        assert said[-1].startswith("Stochastic start instead. More classes")
         some = replace(classified, selected=few, particles=replace(strangers, run="few"))
         assert first_map(session, some.particles, some)[0] == "stochastic"
         assert said[-1] == ("common lines: expected at least 10 good class averages, got 5. Stochastic start instead.")

@@ -61,15 +61,15 @@ def test_averages_of_nothing_are_not_trusted() -> None:
     noise = np.random.default_rng(0).normal(size=(20, SIZE, SIZE)).astype(np.float32)
     found = orient(noise, np.full(20, 10), PIXEL, 150.0, CommonLinesSettings(starts=1))
     assert not found.confidence.trusted
-    assert found.confidence.line_share < 0.1
+    assert found.confidence.line_share < 0.2
 
 
 def test_trust_needs_lines_and_no_equal_rival() -> None:
-    assert Confidence(2.0, 0.0, 3, 3, 0.3).trusted
-    assert Confidence(2.0, 1.5, 2, 3, 0.3).trusted
-    assert Confidence(2.0, 1.95, 2, 3, 0.3).trusted
-    assert Confidence(2.0, 1.5, 2, 3, 0.12).trusted
-    assert not Confidence(2.0, 1.95, 1, 3, 0.12).trusted
+    assert Confidence(2.0, 0.0, 3, 3, 0.25).trusted
+    assert Confidence(2.0, 1.5, 2, 3, 0.25).trusted
+    assert Confidence(2.0, 1.95, 2, 3, 0.4).trusted
+    assert not Confidence(2.0, 1.95, 1, 3, 0.25).trusted
+    assert not Confidence(2.0, 1.5, 1, 3, 0.15).trusted
     assert not Confidence(2.0, 0.0, 3, 3, 0.02).trusted
 
 
