@@ -304,6 +304,7 @@ def finish(
     *,
     padding: int = 2,
     regularisation: Tensor | None = None,
+    shrinkage: Tensor | None = None,
     max_shell: float | None = None,
 ) -> Tensor:
     """The map of an accumulator: divide by the weights, transform back, correct for the interpolation.
@@ -317,6 +318,8 @@ def finish(
     padding : int
     regularisation : Tensor, shape (size // 2 + 1,), optional
         Added to the weights by shell: the inverse prior power ``1 / tau^2`` where weights are CTF squared over the noise power.
+    shrinkage : Tensor, shape (size // 2 + 1,), optional
+        Draws the weights ``w`` of a shell towards their mean, ``(w + s mean) / (1 + s)``.
     max_shell : float, optional
         Frequencies beyond this radius are zero; the inscribed sphere when not given.
 
@@ -330,13 +333,16 @@ def finish(
     """
     limit = padding * ((size - 1) // 2 if max_shell is None else max_shell)
     mean = shell_weights(accumulator).to(torch.float32)
-    added = torch.zeros_like(mean)
+    added, scale = torch.zeros_like(mean), torch.ones_like(mean)
+    unpadded = torch.round(torch.arange(len(mean)) / padding).long().clamp(max=size // 2)
     if regularisation is not None:
-        unpadded = torch.round(torch.arange(len(mean)) / padding).long().clamp(max=regularisation.numel() - 1)
-        added = regularisation.cpu().to(torch.float32)[unpadded]
+        added += regularisation.cpu().to(torch.float32)[unpadded]
+    if shrinkage is not None:
+        drawn = shrinkage.cpu().to(torch.float32)[unpadded]
+        added, scale = added + drawn * mean, 1.0 / (1.0 + drawn)
     source = accumulator.cpu().contiguous()
     spectrum = torch.empty(source.shape[:3], dtype=torch.complex64)
-    _divide(source.numpy(), (mean / 1000.0).numpy(), added.numpy(), limit, spectrum.numpy())
+    _divide(source.numpy(), (mean / 1000.0).numpy(), added.numpy(), scale.numpy(), limit, spectrum.numpy())
     return _central_cube(spectrum.to(accumulator.device), size) / gridding_profile(size, padding, accumulator.device)
 
 
@@ -376,7 +382,9 @@ def shell_weights(accumulator: Tensor) -> Tensor:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _divide(accumulator: np.ndarray, least: np.ndarray, added: np.ndarray, limit: float, out: np.ndarray) -> None:
+def _divide(
+    accumulator: np.ndarray, least: np.ndarray, added: np.ndarray, scale: np.ndarray, limit: float, out: np.ndarray
+) -> None:
     m, width = accumulator.shape[0], accumulator.shape[2]
     for iz in range(m):
         z = iz if 2 * iz < m else iz - m
@@ -387,7 +395,7 @@ def _divide(accumulator: np.ndarray, least: np.ndarray, added: np.ndarray, limit
                 out[iz, iy, x] = 0.0
                 if shell > limit or shell >= least.shape[0]:
                     continue
-                weight = max(accumulator[iz, iy, x, 2] + added[shell], least[shell])
+                weight = max((accumulator[iz, iy, x, 2] + added[shell]) * scale[shell], least[shell])
                 if weight > 0.0:
                     out[iz, iy, x] = complex(accumulator[iz, iy, x, 0] / weight, accumulator[iz, iy, x, 1] / weight)
 

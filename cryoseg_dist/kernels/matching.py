@@ -133,6 +133,7 @@ def search(
     reference_chunks: list[Tensor],
     keep: int,
     *,
+    prior: Tensor | None = None,
     any_scale: bool = False,
 ) -> Best:
     """Score all poses, chunk by chunk of references, never holding more than one chunk's scores.
@@ -145,11 +146,15 @@ def search(
         Numbered through.
     keep : int
         Poses kept an image.
+    prior : Tensor, shape (b, t), optional
+        Logarithm of the prior of each image's shifts.
     """
     best: Best | None = None
     first = 0
     for references in reference_chunks:
         score = log_likelihood(observations, phases, references, any_scale=any_scale)
+        if prior is not None:
+            score += prior[..., None]
         n_references = references.shape[0]
         flat = score.flatten(1)
         top = flat.topk(min(keep, flat.shape[1]), dim=1)

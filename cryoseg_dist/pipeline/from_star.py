@@ -4,6 +4,7 @@ Images are read where they are. Everything that a file lacks is told at once, be
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +13,19 @@ from typing import Any
 import numpy as np
 
 from cryoseg_dist.pipeline import export
-from cryoseg_dist.pipeline.maps import Refined, accumulation, half_sets_of, reference_map, run_refine
+from cryoseg_dist.pipeline.maps import Refined, half_sets_of, read_map, reference_map, run_refine, write_maps
+from cryoseg_dist.pipeline.micrographs import SetAside
 from cryoseg_dist.pipeline.pages import write_report
 from cryoseg_dist.pipeline.particle_tables import findable
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.run import RunResult, finish_maps
 from cryoseg_dist.pipeline.session import Session
+from cryoseg_dist.runtime.dask_accumulation import partials_name
 from cryoseg_dist.runtime.events import StageFinished, StageStarted, UnitFinished
 from cryoseg_dist.schema.work import Outcome, Unit
 from cryoseg_dist.stages.reconstruct import FoldStage, combined_map, complete, maps_of_sums, pose_table
 from cryoseg_dist.stages.refine import masked_fsc
-from cryoseg_dist.store.ledger import Ledger
+from cryoseg_dist.store.ledger import Ledger, Mark
 
 # Images a fold reads at once, and images of a fold at most: what an interruption can cost.
 PART_IMAGES, FOLD_IMAGES = 256, 16384
@@ -52,13 +55,34 @@ def run_reconstruct(session: Session, particles: Particles, max_resolution: floa
         A; finer frequencies are left out.
     """
     s = session.settings
-    settings, symmetry = s.reconstruct, s.particle.symmetry
-    size, pixel, padding = particles.size, particles.optics.pixel_size, settings.padding
+    size, pixel, padding = particles.size, particles.optics.pixel_size, s.reconstruct.padding
     max_shell = None if max_resolution is None else min(size / 2, size * pixel / max_resolution)
     half = half_sets_of(particles, s.refine.seed)
-    config = {"padding": padding, "max_shell": max_shell, "seed": s.refine.seed}
+    config = {
+        "padding": padding,
+        "max_shell": max_shell,
+        "seed": s.refine.seed,
+        "symmetry": s.particle.symmetry,
+        "diameter": particles.diameter,
+    }
     run = session.run_id("reconstruct", config, {"particles": particles.run})
-    accumulate = accumulation(session)
+    done = session.project.read_json(f"state/{run}/done.json")
+    if done is None:
+        done = _sum_up(session, run, particles, half, max_shell)
+    half1, half2, full = (read_map(session, f"{run}/maps", i) for i in range(3))
+    set_aside = tuple(SetAside(**item) for item in done["set_aside"])
+    table = particles.table.assign(random_subset=half + 1)
+    return Refined(run, replace(particles, table=table), half1, half2, (), full, set_aside)
+
+
+def _sum_up(
+    session: Session, run: str, particles: Particles, half: np.ndarray, max_shell: float | None
+) -> dict[str, Any]:
+    """Sum all folds and keep the maps; what was set aside."""
+    s = session.settings
+    settings, symmetry, padding = s.reconstruct, s.particle.symmetry, s.reconstruct.padding
+    size, pixel = particles.size, particles.optics.pixel_size
+    accumulate = session.accumulation()
     n_largest = max(int((half == h).sum()) for h in (0, 1))
     # Held, so that a run goes on with its folds whatever the number of workers is now.
     held = session.project.read_json(f"state/{run}/folds.json")
@@ -69,24 +93,42 @@ def run_reconstruct(session: Session, particles: Particles, max_resolution: floa
     t = particles.table
     poses = pose_table(t["rot"], t["tilt"], t["psi"], t["origin_x"], t["origin_y"], pixel)
     groups = plan_folds(run, particles, half, poses, int(held["folds"]))
-    done = len(Ledger(session.project.ledger_path(run)).load())
+    units = {unit.key: unit for folds in groups.values() for unit in folds}
+    before = Ledger(session.project.ledger_path(run)).load()
     started = time.monotonic()
-    session.emit(StageStarted("reconstruct", run, sum(map(len, groups.values())), done))
+    session.emit(StageStarted("reconstruct", run, len(units), len(before)))
 
-    def tell(_group: str, units: Any) -> None:
-        for unit in units:
-            session.emit(UnitFinished("reconstruct", run, unit.key, Outcome.DONE, 0.0, 0, 0, 1, ""))
+    def tell(mark: Mark) -> None:
+        session.emit(
+            UnitFinished(
+                "reconstruct", run, mark.key, mark.outcome, mark.seconds, 0, 0, mark.attempts, mark.worker, mark.reason
+            )
+        )
 
     stage = FoldStage(particles.microscope, size, padding, max_shell=max_shell)
-    sums = accumulate.sums(stage, groups, checkpoint=run, on_fold=tell)
+    sums = accumulate.sums(stage, groups, checkpoint=run, on_fold=tell, need_all=False)
     totals = [complete(sums[name], symmetry, size, padding) for name in groups]
     half1, half2 = maps_of_sums(totals, size, padding, max_shell)
-    curve = masked_fsc(half1, half2, pixel, particles.diameter)
-    full = combined_map(totals, curve, size, padding, max_shell)
-    outcomes = {str(Outcome.DONE): sum(map(len, groups.values()))}
-    session.emit(StageFinished("reconstruct", run, outcomes, time.monotonic() - started))
-    table = t.assign(random_subset=half + 1)
-    return Refined(run, replace(particles, table=table), half1, half2, (), full)
+    full = combined_map(totals, masked_fsc(half1, half2, pixel, particles.diameter), size, padding, max_shell)
+    write_maps(session, f"{run}/maps", [half1, half2, full], pixel)
+    marks = Ledger(session.project.ledger_path(run)).load()
+    lost = [m for m in marks.values() if m.outcome is not Outcome.DONE]
+    done = {
+        "set_aside": [
+            {
+                "stage": "reconstruct",
+                "item": f"{sum(len(part['poses']) for part in units[m.key].parameters['parts'])} particles ({m.key})",
+                "reason": m.reason,
+            }
+            for m in lost
+        ]
+    }
+    session.project.write_json(f"state/{run}/done.json", done)
+    # The maps are safe: the sums of the folds have served.
+    session.project.remove(partials_name(run))
+    outcomes = Counter(str(mark.outcome) for mark in marks.values())
+    session.emit(StageFinished("reconstruct", run, dict(outcomes), time.monotonic() - started))
+    return done
 
 
 def reconstruct(session: Session, particles: Particles, max_resolution: float | None = None) -> RunResult:

@@ -1,6 +1,5 @@
 """From particles and a first map to half maps: gold-standard refinement."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +14,9 @@ from cryoseg_dist.formats.mrc import read_volume
 from cryoseg_dist.kernels.fourier import resize_spectrum, shell_mean, to_fourier, to_real
 from cryoseg_dist.kernels.orientation_grid import angular_step
 from cryoseg_dist.kernels.so3 import matrix_to_euler
+from cryoseg_dist.pipeline.micrographs import SetAside
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
-from cryoseg_dist.runtime.dask_accumulation import Accumulation
 from cryoseg_dist.runtime.events import IterationFinished
 from cryoseg_dist.runtime.reading import read
 from cryoseg_dist.schema.work import ArraySpec, Read, Region, Unit
@@ -45,6 +44,8 @@ class Refined:
         Figures of each.
     full : Tensor, optional, shape (n, n, n)
         The map of both half sets' sum.
+    set_aside : tuple of SetAside
+        Folds that could not be summed.
     """
 
     run: str
@@ -53,6 +54,7 @@ class Refined:
     half2: Tensor
     iterations: tuple[Mapping[str, float], ...]
     full: Tensor | None = None
+    set_aside: tuple[SetAside, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,6 @@ class Batch:
 
     half: int
     rows: np.ndarray
-
-
-def accumulation(session: Session) -> Accumulation:
-    """How Fourier space is summed up here."""
-    engine = session.settings.engine
-    workers = engine.workers or os.cpu_count() or 1
-    split = session.settings.reconstruct.split_every
-    return Accumulation(session.project.root, workers, split, address=engine.dask_address)
 
 
 def mean_power(session: Session, particles: Particles) -> Tensor:
@@ -266,14 +260,18 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
         noise = refine.noise_spectra(matched.records, [b.half for b in batches], state.noise_array())
         fold = FoldStage(particles.microscope, size, padding, noise)
         groups = {str(h): folds_of(session, particles, matched, h, name) for h in (0, 1)}
-        sums = accumulation(session).sums(fold, groups)
+        sums = session.accumulation().sums(fold, groups)
         totals = [complete(sums[str(h)], symmetry, size, padding) for h in (0, 1)]
         maximized = refine.maximize(totals, size, pixel, diameter, padding, settings)
         last, weight = best_poses(session, matched, last)
         n = len(particles)
-        square_shift = sum(r["square_shift"] for r in matched.records) / n
+        square_shift, square_origin = (
+            sum(r[name] for r in matched.records) / n for name in ("square_shift", "square_origin")
+        )
         old = state
-        state = refine.next_state(state, maximized.curve, noise, square_shift, size, pixel, diameter, settings)
+        state = refine.next_state(
+            state, maximized.curve, noise, square_shift, square_origin, size, pixel, diameter, settings
+        )
         figures = {
             "resolution": size * pixel / state.resolution_shell,
             "angular_step": 0.5 * angular_step(old.order),

@@ -57,7 +57,7 @@ class RunResult:
     @property
     def set_aside(self) -> list[SetAside]:
         """Everything that the run went on without."""
-        parts = (self.micrographs, self.fits, self.picks, self.extracted, self.classified)
+        parts = (self.micrographs, self.fits, self.picks, self.extracted, self.classified, self.refined)
         return [item for part in parts if part is not None for item in part.set_aside]
 
     @property

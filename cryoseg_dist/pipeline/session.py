@@ -1,12 +1,14 @@
 """An open project with its engine, settings and listeners."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryoseg_dist.pipeline.config import EngineSettings, RunSettings
+from cryoseg_dist.runtime.dask_accumulation import Accumulation
 from cryoseg_dist.runtime.events import EventBus, JsonLog, Message, Sink
 from cryoseg_dist.runtime.executor import Executor
 from cryoseg_dist.runtime.inline import InlineExecutor
@@ -30,6 +32,7 @@ class Session:
     emit : EventBus
     command : tuple of str
         The command line, for provenance.
+    summing : LazyAccumulation
     """
 
     settings: RunSettings
@@ -37,6 +40,11 @@ class Session:
     runner: Runner
     emit: EventBus
     command: tuple[str, ...]
+    summing: "LazyAccumulation"
+
+    def accumulation(self) -> Accumulation:
+        """How Fourier space is summed here."""
+        return self.summing.get()
 
     def run_id(self, stage: str, settings: Mapping[str, Any], upstream: Mapping[str, str]) -> str:
         """Name of a stage run; its manifest is written beside the ledger."""
@@ -94,9 +102,11 @@ def open_session(settings: RunSettings, root: Path, sinks: Sequence[Sink], comma
         project.write_json("settings.json", settings.model_dump(exclude_unset=True))
         emit = EventBus(*sinks, JsonLog(root / "events.jsonl"))
         executor = LazyExecutor(settings.engine, root)
+        summing = LazyAccumulation(settings, root)
         try:
-            yield Session(settings, project, Runner(project, executor, emit), emit, tuple(command))
+            yield Session(settings, project, Runner(project, executor, emit), emit, tuple(command), summing)
         finally:
+            summing.close()
             executor.close()
 
 
@@ -117,3 +127,33 @@ class LazyExecutor:
         """Stop the engine if it was started."""
         if self._executor is not None:
             self._executor.close()
+
+
+class LazyAccumulation:
+    """Starts Dask workers, where the settings ask for them, with the first sum."""
+
+    def __init__(self, settings: RunSettings, root: Path) -> None:
+        self._settings, self._root = settings, root
+        self._stack = ExitStack()
+        self._accumulation: Accumulation | None = None
+
+    def get(self) -> Accumulation:
+        """How sums are made."""
+        if self._accumulation is None:
+            self._accumulation = self._start()
+        return self._accumulation
+
+    def _start(self) -> Accumulation:
+        engine, split = self._settings.engine, self._settings.reconstruct.split_every
+        threads = Accumulation(self._root, engine.workers or os.cpu_count() or 1, split, address=engine.dask_address)
+        wanted = engine.dask_workers if engine.ray_address is None or engine.dask_workers is not None else -1
+        if engine.engine == "inline" or engine.dask_address is not None or not wanted:
+            return threads
+        from cryoseg_dist.runtime.dask_on_ray import DaskOnRay
+
+        dask = self._stack.enter_context(DaskOnRay(None if wanted < 0 else wanted, address=engine.ray_address))
+        return Accumulation(self._root, dask.workers, split, address=dask.address, security=dask.security)
+
+    def close(self) -> None:
+        """Stop workers that were started."""
+        self._stack.close()

@@ -11,7 +11,6 @@ from cryoseg_dist.kernels.orientation_grid import random_perturbation
 from cryoseg_dist.pipeline.maps import (
     IDENTITY_POSE,
     Batch,
-    accumulation,
     expectation,
     folds_of,
     map_region,
@@ -44,7 +43,7 @@ def run_stochastic(session: Session, particles: Particles) -> tuple[str, Tensor]
 
     def totals_of(groups: dict[str, list[Unit]], noise: np.ndarray, max_shell: float) -> list[Tensor]:
         stage = FoldStage(particles.microscope, size, padding, noise, max_shell + MARGIN)
-        sums = accumulation(session).sums(stage, groups)
+        sums = session.accumulation().sums(stage, groups)
         return [complete(sums[name], symmetry, size, padding) for name in groups]
 
     def maps_of(totals: Sequence[Tensor], max_shell: float) -> list[Tensor]:

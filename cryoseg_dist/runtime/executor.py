@@ -63,7 +63,7 @@ class Worker:
         self._device = device
         self._stage: MapStage | None = None
         self._state: Any = None
-        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        self.name = worker_name()
 
     def load(self, stage: MapStage) -> None:
         """Take up a stage: read what its units share and build its state."""
@@ -100,6 +100,11 @@ class Worker:
             sum(a.nbytes for a in inputs.values()),
             sum(a.nbytes for a in result.arrays.values()),
         )
+
+
+def worker_name() -> str:
+    """How events name this process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def quarantined(unit: Unit, attempts: int, reason: str) -> Finished:

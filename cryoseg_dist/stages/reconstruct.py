@@ -17,7 +17,7 @@ from cryoseg_dist.kernels.accumulate import (
     shell_weights,
     symmetrise,
 )
-from cryoseg_dist.kernels.fourier import shells, to_fourier, to_real
+from cryoseg_dist.kernels.fourier import to_fourier
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import disc_pixels, take_pixels
 from cryoseg_dist.kernels.so3 import euler_to_matrix
@@ -188,7 +188,7 @@ def maps_of_sums(totals: Sequence[Tensor], size: int, padding: int, max_shell: f
 def combined_map(
     totals: Sequence[Tensor], curve: Tensor, size: int, padding: int, max_shell: float | None = None
 ) -> Tensor:
-    """The map of both half sets: a Wiener filter that damps the voxels of a shell that few views reached.
+    """The map of both half sets, damped where few views of a shell reached, as by a Wiener filter.
 
     Parameters
     ----------
@@ -198,13 +198,9 @@ def combined_map(
         FSC of the two half maps, from which the noise to signal ratio of their sum follows (Rosenthal & Henderson 2003). A
         voxel of a shell's mean weight keeps its amplitude: filtering by shell is left to sharpening.
     """
-    both = (2.0 * curve / (1.0 + curve)).clamp(0.001, 0.999)
-    share = (1.0 - both) / both
-    total = totals[0] + totals[1]
-    regularisation = relative_regularisation(total, size, padding, share)
-    volume = finish(total, size, padding=padding, regularisation=regularisation, max_shell=max_shell)
-    gain = (1.0 + share)[shells(size, 3).clamp(max=size // 2)]
-    return to_real(to_fourier(volume, 3) * gain, size, 3)
+    half = curve.clamp(0.0005, 0.999)
+    ratio = (1.0 - half) / (2.0 * half)
+    return finish(totals[0] + totals[1], size, padding=padding, shrinkage=ratio, max_shell=max_shell)
 
 
 def pose_table(rot: Any, tilt: Any, psi: Any, origin_x: Any, origin_y: Any, pixel_size: float) -> np.ndarray:

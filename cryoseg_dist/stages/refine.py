@@ -25,6 +25,9 @@ from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.stages.reconstruct import combined_map, relative_regularisation
 from cryoseg_dist.stages.refine_expectation import Sampling
 
+# Origins are never known better than this, in pixels, from the others alone.
+LEAST_ORIGIN_SD = 1.0
+
 
 class RefineSettings(Settings):
     """Maximum-likelihood refinement."""
@@ -41,6 +44,8 @@ class RefineSettings(Settings):
     """Finest HEALPix order."""
     offset_range: float | None = Field(default=None, gt=0)
     """Largest shift in A in the global search; a seventh of the diameter when not given."""
+    offset_sd: float = Field(default=10.0, gt=0)
+    """Standard deviation in A of the prior of the origins in the first iteration; measured from then on."""
     poses_kept: int = Field(default=16, ge=1, le=64)
     """Poses of each particle that enter the map."""
     share: float = Field(default=0.999, gt=0.5, lt=1)
@@ -70,6 +75,8 @@ class RefineState:
     best_shell : float
     square_shift : float
         Mean squared change of the origins in px^2.
+    origin_sd : float
+        Standard deviation of a component of the origins in px.
     noise : tuple of tuple of float
         Noise variance by half set and shell.
     converged : bool
@@ -81,6 +88,7 @@ class RefineState:
     stalled: int
     best_shell: float
     square_shift: float
+    origin_sd: float
     noise: tuple[tuple[float, ...], ...]
     converged: bool = False
 
@@ -108,7 +116,9 @@ def first_state(power: Tensor, size: int, pixel_size: float, settings: RefineSet
     """
     noise = tuple((0.5 * power.clamp(min=1e-8)).tolist())
     shell = size * pixel_size / settings.initial_low_pass
-    return RefineState(0, settings.first_order, shell, 0, 0.0, math.inf, (noise, noise))
+    return RefineState(
+        0, settings.first_order, shell, 0, 0.0, math.inf, settings.offset_sd / pixel_size, (noise, noise)
+    )
 
 
 def sampling(
@@ -133,7 +143,7 @@ def sampling(
     step_px = min(max(0.5, 0.35 * size / fine), range_px)
     if local:
         range_px = min(range_px, 2.0 * step_px)
-    return Sampling(state.order, local, range_px, step_px, fine, coarse)
+    return Sampling(state.order, local, range_px, step_px, fine, coarse, origin_sd_px=state.origin_sd)
 
 
 def perturbation(state: RefineState, settings: RefineSettings) -> np.ndarray:
@@ -224,6 +234,7 @@ def next_state(
     curve: Tensor,
     noise: np.ndarray,
     square_shift: float,
+    square_origin: float,
     size: int,
     pixel_size: float,
     diameter: float,
@@ -251,6 +262,7 @@ def next_state(
         stalled=stalled,
         best_shell=max(shell, state.best_shell),
         square_shift=square_shift,
+        origin_sd=max(LEAST_ORIGIN_SD, math.sqrt(0.5 * square_origin)),
         noise=tuple(tuple(float(v) for v in row) for row in noise),
         converged=converged or state.iteration + 1 >= settings.max_iterations,
     )

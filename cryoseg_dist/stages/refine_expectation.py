@@ -65,6 +65,8 @@ class Sampling:
         Fourier pixels used in the first pass.
     two_passes : bool
         Without the second pass, poses are those of the grid.
+    origin_sd_px : float
+        Standard deviation of each component of the origins, whose prior is a Gaussian about zero; flat when infinite.
     """
 
     order: int
@@ -74,6 +76,11 @@ class Sampling:
     max_shell: float
     coarse_shell: float
     two_passes: bool = True
+    origin_sd_px: float = math.inf
+
+    def log_prior(self, origins: Tensor) -> Tensor:
+        """Logarithm of the prior of origins (..., 2) in pixels, up to a constant."""
+        return -0.5 * origins.square().sum(dim=-1) / self.origin_sd_px**2
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,7 @@ class ExpectationStage:
         weights = torch.exp(scores - log_sum[:, None])
         weights = weights / weights.sum(dim=1, keepdim=True)
         whole = take_pixels(to_fourier(images.to(device)), state.ky, state.kx) * home
-        sums.add(whole, c, rotations, shifts, weights, scores, state, half, self.any_scale)
+        sums.add(whole, c, rotations, shifts, centre, weights, scores, state, half, self.any_scale)
         poses = torch.cat((rotations.flatten(2), shifts + centre[:, None], weights[..., None]), dim=2)
         padded = torch.zeros((len(images), self.poses_kept, POSE_COLUMNS))
         padded[:, : poses.shape[1]] = poses.cpu()
@@ -206,13 +213,15 @@ class ExpectationStage:
         out_t = torch.zeros((n_images, k, 2), device=device)
         out_s = torch.full((n_images, k), -torch.inf, device=device)
         log_sum = torch.zeros(n_images, device=device)
+        centre = last[:, 9:11].to(device)
+        prior = s.log_prior(centre[:, None] + shifts)
         coarse = observations.within(n)
         around = torch.from_numpy(self.perturbation).float().to(device) @ neighbours(step, 3.0 * step).float().to(
             device
         )
         if not s.local:
             keep = CANDIDATES if s.two_passes else k
-            everywhere = search(coarse, phases, state.slices[half], keep, any_scale=self.any_scale)
+            everywhere = search(coarse, phases, state.slices[half], keep, prior=prior, any_scale=self.any_scale)
             if not s.two_passes:
                 found = everywhere
                 return state.grid[found.rotation], shifts[found.shift], found.score, found.log_sum
@@ -221,7 +230,8 @@ class ExpectationStage:
             if s.local:
                 candidates = around @ last[i, :9].reshape(3, 3).to(device)
                 slices = [project_pixels(volume, candidates, ky[:n], kx[:n])]
-                found = search(coarse[i : i + 1], phases, slices, CANDIDATES, any_scale=self.any_scale)
+                here = slice(i, i + 1)
+                found = search(coarse[here], phases, slices, CANDIDATES, prior=prior[here], any_scale=self.any_scale)
             else:
                 candidates, found = state.grid, everywhere[i : i + 1]
             m = int(significant(found.score, found.log_sum, self.share)[0])
@@ -239,6 +249,7 @@ class ExpectationStage:
                 fine_slices,
                 any_scale=self.any_scale,
             )[0]
+            score += s.log_prior(centre[i] + fine_t)[:, None]
             top = score.flatten().topk(min(k, score.numel()))
             j = len(top.values)
             out_r[i, :j], out_t[i, :j] = fine_r[top.indices % score.shape[1]], fine_t[top.indices // score.shape[1]]
@@ -315,7 +326,7 @@ class _Sums:
         self.noise = torch.zeros(n_shells, dtype=torch.float64)
         self.count = torch.zeros(n_shells, dtype=torch.float64)
         self.n = 0
-        self.best = self.square_shift = self.log_likelihood = self.n_significant = 0.0
+        self.best = self.square_shift = self.square_origin = self.log_likelihood = self.n_significant = 0.0
 
     def add(
         self,
@@ -323,6 +334,7 @@ class _Sums:
         transfer: Tensor,
         rotations: Tensor,
         shifts: Tensor,
+        centre: Tensor,
         weights: Tensor,
         scores: Tensor,
         state: _State,
@@ -352,6 +364,7 @@ class _Sums:
         self.n += b
         self.best += float(weights.amax(dim=1).sum())
         self.square_shift += float((weights[..., None] * shifts.square()).sum())
+        self.square_origin += float((weights[..., None] * (centre[:, None] + shifts).square()).sum())
         self.log_likelihood += float(scores.amax(dim=1).sum())
         self.n_significant += float((1.0 / weights.square().sum(dim=1)).sum())
 
@@ -363,6 +376,7 @@ class _Sums:
             "n": self.n,
             "max_probability": self.best,
             "square_shift": self.square_shift,
+            "square_origin": self.square_origin,
             "log_likelihood": self.log_likelihood,
             "n_significant": self.n_significant,
         }

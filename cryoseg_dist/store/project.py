@@ -139,6 +139,12 @@ class Project:
         )
         self._arrays[spec.name] = array
 
+    def remove(self, name: str) -> None:
+        """Remove an array and what it holds, if it exists."""
+        self._arrays.pop(name, None)
+        if self.exists(name):
+            del self._group[name]
+
     def exists(self, name: str) -> bool:
         """Whether an array of that name was created."""
         return name in self._arrays or (self.root / "store.zarr" / name / "zarr.json").exists()

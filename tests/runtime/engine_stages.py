@@ -63,3 +63,34 @@ def units(n: int) -> list[Unit]:
     return [
         Unit(f"squares/{i:04d}", {}, {"square": Region("run/squares", (i, 0), (i + 1, 3))}, {"i": i}) for i in range(n)
     ]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A fold is a volume of noise of its own; a file is left for each that is made."""
+
+    folder: str
+    broken: int = -1
+    seconds: float = 0.0
+    unreadable: int = -1
+    deadly: bool = False
+
+    @property
+    def partial_shape(self) -> tuple[int, ...]:
+        return (6, 6, 4, 3)
+
+    def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        i = int(unit.parameters["i"])
+        if self.deadly:
+            os._exit(1)
+        if i == self.unreadable:
+            raise BadInputError(f"images of fold {i}", "whole images", "half of them")
+        if i == self.broken:
+            raise RuntimeError("broken fold")
+        time.sleep(self.seconds)
+        (Path(self.folder) / f"{len(list(Path(self.folder).iterdir())):04d}-{i}-{os.getpid()}").touch()
+        return np.random.default_rng(i).normal(size=self.partial_shape).astype(np.float32)
+
+
+def folds(n: int, first: int = 0) -> list[Unit]:
+    return [Unit(f"fold/{i:04d}", {}, {}, {"i": i}) for i in range(first, first + n)]

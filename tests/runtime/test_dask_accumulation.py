@@ -4,8 +4,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,33 +11,8 @@ import pytest
 
 from cryoseg_dist.errors import StageFailedError
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
-from cryoseg_dist.schema.work import Unit
 from cryoseg_dist.store.project import Project
-
-
-@dataclass(frozen=True)
-class Noise:
-    """A fold is a volume of noise of its own; a file is left for each that is made."""
-
-    folder: str
-    broken: int = -1
-    seconds: float = 0.0
-
-    @property
-    def partial_shape(self) -> tuple[int, ...]:
-        return (6, 6, 4, 3)
-
-    def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        i = int(unit.parameters["i"])
-        if i == self.broken:
-            raise RuntimeError("broken fold")
-        time.sleep(self.seconds)
-        (Path(self.folder) / f"{len(list(Path(self.folder).iterdir())):04d}-{i}-{os.getpid()}").touch()
-        return np.random.default_rng(i).normal(size=self.partial_shape).astype(np.float32)
-
-
-def folds(n: int, first: int = 0) -> list[Unit]:
-    return [Unit(f"fold/{i:04d}", {}, {}, {"i": i}) for i in range(first, first + n)]
+from tests.runtime.engine_stages import Noise, folds
 
 
 def expected(n: int, first: int = 0) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Poses, noise and schedule of the refinement, on simulated and real particles."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +108,20 @@ def test_local_search_sharpens_poses(planted) -> None:
     assert float(after.median()) < 0.75 * float(before.median())
 
 
+def test_origins_stay_within_their_prior(planted) -> None:
+    volume, images, _, _, columns = planted
+    n = 24
+    last = still(n)
+    last[:, 9] = 2.0
+    far = {}
+    for sd in (math.inf, 0.05):
+        stage = expectation(volume, images, Sampling(2, False, 4.0, 1.0, 12.0, 8.0, origin_sd_px=sd))
+        result = compute(stage, volume, images[:n], columns[:n], last)
+        far[sd] = np.linalg.norm(result.arrays["poses"][0][:n, 0, 9:11], axis=1).mean()
+        assert result.record["square_origin"] > 0
+    assert far[0.05] < 0.6 < far[math.inf]
+
+
 def test_the_noise_spectrum_is_that_of_the_noise(planted) -> None:
     volume, images, rotations, origins, columns = planted
     last = torch.cat((rotations.flatten(1), origins), dim=1).numpy()
@@ -155,7 +170,7 @@ def test_the_grid_gets_finer_only_when_the_resolution_stalls() -> None:
         return torch.cat((torch.ones(shell, dtype=torch.float64), torch.zeros(33 - shell, dtype=torch.float64)))
 
     def go(state: refine.RefineState, shell: int) -> refine.RefineState:
-        return refine.next_state(state, curve(shell), noise, 1.0, 64, 3.0, 130.0, settings)
+        return refine.next_state(state, curve(shell), noise, 1.0, 18.0, 64, 3.0, 130.0, settings)
 
     state = go(go(state, 8), 12)
     assert (state.order, state.stalled, state.converged) == (2, 0, False)
