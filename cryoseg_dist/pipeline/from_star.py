@@ -14,6 +14,7 @@ import numpy as np
 
 from cryoseg_dist.pipeline import export
 from cryoseg_dist.pipeline.maps import Refined, half_sets_of, read_map, reference_map, run_refine, write_maps
+from cryoseg_dist.pipeline.memory_plan import plan_reconstruction
 from cryoseg_dist.pipeline.micrographs import SetAside
 from cryoseg_dist.pipeline.pages import write_report
 from cryoseg_dist.pipeline.particle_tables import findable
@@ -82,6 +83,7 @@ def _sum_up(
     s = session.settings
     settings, symmetry, padding = s.reconstruct, s.particle.symmetry, s.reconstruct.padding
     size, pixel = particles.size, particles.optics.pixel_size
+    plan_reconstruction(session, particles)
     accumulate = session.accumulation()
     n_largest = max(int((half == h).sum()) for h in (0, 1))
     # Held, so that a run goes on with its folds whatever the number of workers is now.

@@ -14,6 +14,7 @@ from cryoseg_dist.formats.mrc import read_volume
 from cryoseg_dist.kernels.fourier import resize_spectrum, shell_mean, to_fourier, to_real
 from cryoseg_dist.kernels.orientation_grid import angular_step
 from cryoseg_dist.kernels.so3 import matrix_to_euler
+from cryoseg_dist.pipeline.memory_plan import plan_refinement
 from cryoseg_dist.pipeline.micrographs import SetAside
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
@@ -230,6 +231,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
     size, pixel, diameter = particles.size, particles.optics.pixel_size, particles.diameter
     config = {"refine": settings.model_dump(), "symmetry": symmetry, "diameter": diameter, "padding": padding}
     run = session.run_id("refine", config, {"particles": particles.run, "start": start_name})
+    plan_refinement(session, particles)
     half = half_sets_of(particles, settings.seed)
     batches = batches_of(half, settings.unit_size)
     state, history = _last_state(session, run)

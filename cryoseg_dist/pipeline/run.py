@@ -39,6 +39,8 @@ class RunResult:
     session : Session
     micrographs, fits, picks, extracted, classified, particles, refined, maps
         Of each stage that ran; ``particles`` are those that were refined or are ready to be.
+    start : str, optional
+        What made the first map.
     seconds : dict of str to float
         Wall-clock time of each stage, earlier calls included.
     """
@@ -50,6 +52,7 @@ class RunResult:
     extracted: Particles | None = None
     classified: Classified | None = None
     particles: Particles | None = None
+    start: str | None = None
     refined: Refined | None = None
     maps: PostprocessResult | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -95,6 +98,11 @@ class RunResult:
                 "box": self.particles.size,
                 "pixel_size": self.particles.optics.pixel_size,
             }
+        if self.start is not None:
+            out["start"] = self.start
+            if self.start.startswith("common_lines"):
+                done = self.session.project.read_json(f"state/{self.start}/done.json") or {}
+                out["common_lines"] = done.get("confidence")
         if self.refined is not None:
             out["iterations"] = list(self.refined.iterations)
         if self.maps is not None:
@@ -257,6 +265,7 @@ def run_pipeline(session: Session, until: str = "report", truth: Any = None) -> 
     if not wanted("abinitio"):
         return result
     name, volume, foreign = timed("abinitio", lambda: first_map(session, particles, result.classified))
+    result.start = name
     if not wanted("refine"):
         return result
     refined = result.refined = timed("refine", lambda: run_refine(session, particles, volume, name, any_scale=foreign))

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,11 @@ class LazyExecutor:
         self._settings, self._root = settings, root
         self._executor: Executor | None = None
 
+    @property
+    def in_flight(self) -> int:
+        """Units that workers have now."""
+        return 0 if self._executor is None else self._executor.in_flight
+
     def map(self, stage: MapStage, units: Sequence[Unit]) -> Any:
         """Compute units on the engine."""
         if self._executor is None:
@@ -136,16 +141,23 @@ class LazyAccumulation:
         self._settings, self._root = settings, root
         self._stack = ExitStack()
         self._accumulation: Accumulation | None = None
+        self._threads = settings.engine.workers or os.cpu_count() or 1
+
+    def limit(self, threads: int) -> None:
+        """Sum so many folds at once in this process, at most."""
+        self._threads = threads
 
     def get(self) -> Accumulation:
         """How sums are made."""
         if self._accumulation is None:
             self._accumulation = self._start()
+        if self._accumulation.address is None:
+            return replace(self._accumulation, workers=self._threads)
         return self._accumulation
 
     def _start(self) -> Accumulation:
         engine, split = self._settings.engine, self._settings.reconstruct.split_every
-        threads = Accumulation(self._root, engine.workers or os.cpu_count() or 1, split, address=engine.dask_address)
+        threads = Accumulation(self._root, self._threads, split, address=engine.dask_address)
         wanted = engine.dask_workers if engine.ray_address is None or engine.dask_workers is not None else -1
         if engine.engine == "inline" or engine.dask_address is not None or not wanted:
             return threads

@@ -18,6 +18,7 @@ from cryoseg_dist.pipeline.maps import (
     read_map,
     write_maps,
 )
+from cryoseg_dist.pipeline.memory_plan import plan_stochastic
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.runtime.events import IterationFinished
@@ -39,6 +40,7 @@ def run_stochastic(session: Session, particles: Particles) -> tuple[str, Tensor]
     size, pixel, diameter = particles.size, particles.optics.pixel_size, particles.diameter
     config = {"abinitio": settings.model_dump(), "symmetry": symmetry, "diameter": diameter, "padding": padding}
     run = session.run_id("abinitio", config, {"particles": particles.run})
+    plan_stochastic(session, particles)
     still = np.tile(IDENTITY_POSE, (len(particles), 1))
 
     def totals_of(groups: dict[str, list[Unit]], noise: np.ndarray, max_shell: float) -> list[Tensor]:

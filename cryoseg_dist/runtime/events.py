@@ -1,6 +1,7 @@
 """What happens in a run, as values that any number of listeners receive."""
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,15 @@ class StageStarted:
     run_id: str
     total: int
     done: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnitsFound:
+    """Units that the ledger of a run held already, by outcome: they are skipped, not done again."""
+
+    stage: str
+    run_id: str
+    outcomes: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,13 @@ class StageFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Figures:
+    """What the run has come to so far: ``micrographs``, ``picks``, ``particles``, ``resolution`` in A ..."""
+
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """A sentence for the user."""
 
@@ -75,7 +92,7 @@ class Message:
     stage: str = ""
 
 
-Event = StageStarted | UnitFinished | UnitRetried | IterationFinished | StageFinished | Message
+Event = StageStarted | UnitsFound | UnitFinished | UnitRetried | IterationFinished | StageFinished | Figures | Message
 
 
 class Sink(Protocol):
@@ -101,8 +118,33 @@ class EventBus:
             sink(event)
 
 
+# How a log line calls what events hold under another name.
+_LOG_NAMES = {"run_id": "run", "key": "unit", "reason": "message", "text": "message"}
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/\s@]+@"), "***@"),
+    (
+        re.compile(
+            r"(?i)(\b\w*(?:token|secret|password|passwd|access_key|signature|credential)\w*[\"']?\s*[=:]\s*)[^\s,&\"']+"
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"(?i)(\bbearer\s+)\S+"), r"\1***"),
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text whose passwords in addresses, tokens and keys are starred out."""
+    for pattern, stars in _SECRETS:
+        text = pattern.sub(stars, text)
+    return text
+
+
 class JsonLog:
-    """Appends each event as a line of JSON to a file."""
+    """Appends each event as a line of JSON to a file.
+
+    A line holds ``time`` (seconds since 1970) and ``event``, and what applies of ``stage``, ``run``, ``unit``, ``worker``,
+    ``outcome``, ``seconds`` and ``message``. Texts are cleared of secrets: an address in an error may hold a password.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +152,12 @@ class JsonLog:
 
     def __call__(self, event: Event) -> None:
         """Write an event; bulky unit records stay in the ledger."""
-        values = asdict(event)
-        values.pop("record", None)
+        values = {_LOG_NAMES.get(name, name): value for name, value in asdict(event).items() if name != "record"}
+        if "message" in values:
+            values["message"] = without_secrets(values["message"])
         line = {"time": round(time.time(), 3), "event": type(event).__name__, **values}
         self._stream.write(json.dumps(line, default=str) + "\n")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._stream.close()

@@ -37,6 +37,10 @@ class Retry:
 class Executor(Protocol):
     """An engine: it moves the units of one stage and knows nothing of ledgers or events."""
 
+    @property
+    def in_flight(self) -> int:
+        """Units that workers have now."""
+
     def map(self, stage: MapStage, units: Sequence[Unit]) -> Iterator[Finished | Retry]:
         """Compute units in any order; every unit ends in exactly one ``Finished``."""
 

@@ -20,6 +20,7 @@ class InlineExecutor:
 
     def __init__(self, root: Path, device: str = "cpu") -> None:
         self._worker = Worker(root, device)
+        self.in_flight = 0
 
     def map(self, stage: MapStage, units: Sequence[Unit]) -> Iterator[Finished | Retry]:
         """Compute units in order; failed ones again at the end."""
@@ -27,8 +28,9 @@ class InlineExecutor:
         queue = deque((unit, 1) for unit in units)
         while queue:
             unit, attempts = queue.popleft()
+            self.in_flight = 1
             try:
-                yield self._worker.run(unit, attempts)
+                finished = self._worker.run(unit, attempts)
             except Exception as error:  # a unit may fail in any way, the run goes on
                 reason = last_line(error)
                 if attempts >= MAX_ATTEMPTS:
@@ -36,6 +38,10 @@ class InlineExecutor:
                 else:
                     queue.append((unit, attempts + 1))
                     yield Retry(unit.key, attempts, reason)
+                continue
+            finally:
+                self.in_flight = 0
+            yield finished
 
     def close(self) -> None:
         """Nothing to let go of."""

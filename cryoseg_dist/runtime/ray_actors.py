@@ -109,6 +109,12 @@ class RayExecutor:
             )
         self._actors = [self._new_actor() for _ in range(n)]
         self._stage_number = 0
+        self._flights: dict[Any, _Flight] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """Units that actors have now, computing or next in turn."""
+        return len(self._flights)
 
     def _new_actor(self) -> Any:
         options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_concurrency": 1}
@@ -124,7 +130,7 @@ class RayExecutor:
         self._stage_number += 1
         held = [ray.put(stage)]
         queue = deque((unit, 1, False) for unit in units)
-        flights: dict[Any, _Flight] = {}
+        flights = self._flights = {}
         try:
             while queue or flights:
                 self._launch(queue, flights, held)
@@ -141,6 +147,7 @@ class RayExecutor:
         finally:
             for reference in flights:
                 ray.cancel(reference, force=False)
+            self._flights = {}
 
     def _launch(self, queue: deque[tuple[Unit, int, bool]], flights: dict[Any, _Flight], held: list[Any]) -> None:
         for actor in self._actors:

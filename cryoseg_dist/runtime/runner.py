@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cryoseg_dist.errors import StageFailedError
-from cryoseg_dist.runtime.events import EventBus, StageFinished, StageStarted, UnitFinished, UnitRetried
+from cryoseg_dist.runtime.events import EventBus, StageFinished, StageStarted, UnitFinished, UnitRetried, UnitsFound
 from cryoseg_dist.runtime.executor import Executor, Retry
 from cryoseg_dist.schema.work import ArraySpec, MapStage, Outcome, Unit
 from cryoseg_dist.store.ledger import Ledger, Mark
@@ -74,6 +74,9 @@ class Runner:
         with Ledger(self.project.ledger_path(run_id)) as ledger:
             marks = ledger.load()
             missing = [unit for unit in units if unit.key not in marks]
+            held = Counter(str(marks[unit.key].outcome) for unit in units if unit.key in marks)
+            if held:
+                self.emit(UnitsFound(stage.name, run_id, dict(held)))
             if not quiet:
                 self.emit(StageStarted(stage.name, run_id, len(units), len(units) - len(missing)))
             if missing:

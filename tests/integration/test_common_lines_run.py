@@ -17,7 +17,7 @@ from cryoseg_dist.pipeline import common_lines, run
 from cryoseg_dist.pipeline.classes import Classified
 from cryoseg_dist.pipeline.config import build_settings
 from cryoseg_dist.pipeline.particles import Particles
-from cryoseg_dist.pipeline.run import check, first_map
+from cryoseg_dist.pipeline.run import RunResult, check, first_map
 from cryoseg_dist.pipeline.session import Session, open_session
 from cryoseg_dist.runtime.events import Message
 from cryoseg_dist.schema.optics import Optics
@@ -76,6 +76,10 @@ def test_the_map_is_kept_and_told(
         assert done is not None
         assert 4 not in done["classes"]
         assert len(done["rotations"]) == N - 1
+        figures = RunResult(session, start=name).figures()
+        assert figures["start"] == name
+        assert figures["common_lines"]["consensus"] > 1.5
+        assert "common_lines" not in RunResult(session, start="reference:/a/b.mrc:1:2").figures()
     assert any("15 of 15 class averages agree" in text and text.endswith(": trusted.") for text in said)
 
     def never(*_: object) -> None:

@@ -1,0 +1,156 @@
+"""The memory plan: what scoring, summing and finishing maps need, reckoned before the first unit runs.
+
+Plain arithmetic on the box, so that what does not fit is refused with its figures rather than found out by the kernel.
+The model counts arrays that live together; a process needs ``PROCESS`` beside them.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cryoseg_dist.errors import SettingsError
+
+GIB = 2**30
+# A Python process with its libraries loaded.
+PROCESS = GIB // 2
+# What may be planned with, of what is free.
+SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes on one machine.
+
+    Attributes
+    ----------
+    scoring : int
+        Of all workers that match particles.
+    summing : int
+        Of the driver with its threads that sum Fourier space.
+    finishing : int
+        Of the driver while it makes maps of the sums.
+    threads : int
+        Folds that are summed at once.
+    available : int
+    """
+
+    scoring: int
+    summing: int
+    finishing: int
+    threads: int
+    available: int
+
+    @property
+    def peak(self) -> int:
+        """Scoring workers keep their state while the driver sums and finishes."""
+        return self.scoring + max(self.summing, self.finishing)
+
+
+def padded_bytes(size: int, padding: int, bytes_a_voxel: int) -> int:
+    """Of a padded half spectrum."""
+    m = size * padding
+    return m * m * (m // 2 + 1) * bytes_a_voxel
+
+
+def scoring_bytes(
+    size: int, *, maps: int, orientations: int, pixels: int, shifts: int, batch: int, chunk: int, kept: int
+) -> int:
+    """What a worker holds that matches particles with maps.
+
+    Parameters
+    ----------
+    size : int
+        Box in pixels.
+    maps : int
+        Half maps or starts.
+    orientations, pixels : int
+        Slices of the first pass, and Fourier pixels of each.
+    shifts : int
+        Of the first pass.
+    batch, chunk : int
+        Particles and slices of one matrix product.
+    kept : int
+        Bytes of slices of the second pass kept for each map.
+    """
+    volumes = maps * padded_bytes(size, 2, 8)
+    slices = maps * orientations * pixels * 8
+    # Moved images, the scores of one product and its sorted copy, slices as real numbers.
+    product = batch * shifts * (pixels * 16 + 3 * min(chunk, orientations) * 4) + min(chunk, orientations) * pixels * 16
+    images = batch * size * size * 24
+    return PROCESS + volumes + slices + maps * kept + product + images
+
+
+def summing_bytes(size: int, padding: int, *, threads: int, split_every: int, groups: int) -> int:
+    """What the driver holds while folds run: one sum a thread, those that wait to be merged, the totals."""
+    return PROCESS + (threads + split_every + groups) * padded_bytes(size, padding, 12)
+
+
+def finishing_bytes(size: int, padding: int, *, groups: int) -> int:
+    """What the driver holds while it divides, transforms and crops: sums before and after symmetry, all of them together, a spectrum
+    with two copies, maps.
+    """
+    return (
+        PROCESS
+        + (2 * groups + 1) * padded_bytes(size, padding, 12)
+        + 3 * padded_bytes(size, padding, 8)
+        + 6 * 4 * size**3
+    )
+
+
+def available_bytes() -> int:
+    """Free memory of this machine, or of the container where that is less."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    # No such file, or "max": no limit.
+    with contextlib.suppress(OSError, ValueError):
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return int(SHARE * free)
+
+
+def plan_memory(
+    size: int,
+    padding: int,
+    *,
+    workers: int,
+    worker_bytes: int,
+    threads: int,
+    split_every: int,
+    groups: int,
+    available: int,
+) -> MemoryPlan:
+    """As many threads as fit, at most those wanted.
+
+    Parameters
+    ----------
+    size, padding : int
+        Box in pixels, and its oversampling.
+    workers, worker_bytes : int
+        Workers on this machine that match particles, and what each holds.
+    threads : int
+        Folds summed at once, at most.
+    split_every, groups : int
+        Partial sums merged at once, and sums made together.
+    available : int
+        Bytes.
+
+    Raises
+    ------
+    SettingsError
+        It does not fit even with one thread; the figures say what is missing.
+    """
+    scoring, finishing = workers * worker_bytes, finishing_bytes(size, padding, groups=groups)
+    for n in range(max(1, threads), 0, -1):
+        summing = summing_bytes(size, padding, threads=n, split_every=split_every, groups=groups)
+        plan = MemoryPlan(scoring, summing, finishing, n, available)
+        if plan.peak <= available:
+            return plan
+    raise SettingsError(
+        [
+            f"memory: expected at most {available / GIB:.1f} GiB, got {plan.peak / GIB:.1f} for a box of {size} px: "
+            f"{workers} workers that score, {worker_bytes / GIB:.1f} each; sums {summing / GIB:.1f} with one thread; finishing "
+            f"{finishing / GIB:.1f}. Take fewer workers (engine.workers), reconstruct.padding = 1, or larger pixels "
+            "(extract.pixel_size)."
+        ]
+    )

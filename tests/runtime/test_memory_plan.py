@@ -1,0 +1,82 @@
+"""The memory plan: its arithmetic, what it refuses, and how near it comes to what a process really takes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cryoseg_dist.errors import SettingsError
+from cryoseg_dist.runtime.memory import (
+    GIB,
+    PROCESS,
+    available_bytes,
+    finishing_bytes,
+    padded_bytes,
+    plan_memory,
+    scoring_bytes,
+    summing_bytes,
+)
+
+SUM_AND_FINISH = """
+import resource, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+from cryoseg_dist.kernels.accumulate import finish
+from cryoseg_dist.stages.reconstruct import complete
+size, padding = int(sys.argv[1]), 2
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+m = size * padding
+sums = [np.ones((m, m, m // 2 + 1, 3), dtype=np.float32) for _ in range(2)]
+totals = [complete(s, "C1", size, padding) for s in sums]
+maps = [finish(t, size, padding=padding) for t in totals] + [finish(totals[0] + totals[1], size, padding=padding)]
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def plan(available: float, size: int = 256, threads: int = 8, workers: int = 2):
+    return plan_memory(
+        size, 2, workers=workers, worker_bytes=GIB, threads=threads, split_every=4, groups=2, available=int(available)
+    )
+
+
+def test_sums_grow_with_the_cube_of_the_box() -> None:
+    assert padded_bytes(64, 2, 12) == 128 * 128 * 65 * 12
+    for reckon in (
+        lambda n: summing_bytes(n, 2, threads=2, split_every=4, groups=2),
+        lambda n: finishing_bytes(n, 2, groups=2),
+    ):
+        assert (reckon(512) - PROCESS) / (reckon(256) - PROCESS) == pytest.approx(8.0, rel=0.01)
+
+
+def test_threads_are_taken_as_far_as_they_fit() -> None:
+    assert plan(64 * GIB).threads == 8
+    one = plan(64 * GIB, threads=1)
+    tight = plan(one.peak + 2.5 * padded_bytes(256, 2, 12))
+    assert 1 <= tight.threads < 8
+    assert tight.peak <= tight.available
+
+
+def test_what_does_not_fit_is_refused_with_its_figures() -> None:
+    with pytest.raises(SettingsError, match=r"memory: expected at most 21\.0 GiB, got \d+\.\d for a box of 1024 px"):
+        plan(21 * GIB, size=1024)
+    with pytest.raises(SettingsError, match=r"engine\.workers"):
+        plan(4 * GIB, size=64, workers=100)
+
+
+def test_scoring_counts_slices_and_volumes() -> None:
+    few = scoring_bytes(64, maps=2, orientations=1000, pixels=200, shifts=10, batch=48, chunk=4096, kept=0)
+    many = scoring_bytes(64, maps=2, orientations=40_000, pixels=200, shifts=10, batch=48, chunk=4096, kept=0)
+    assert many - few >= 2 * 39_000 * 200 * 8
+    assert few > PROCESS + 2 * padded_bytes(64, 2, 8)
+
+
+def test_this_machine_has_memory() -> None:
+    assert GIB // 4 < available_bytes() < 2**50
+
+
+def test_finishing_takes_no_more_than_planned() -> None:
+    size = 128
+    run = subprocess.run([sys.executable, "-c", SUM_AND_FINISH, str(size)], capture_output=True, text=True, check=True)
+    taken, planned = int(run.stdout), finishing_bytes(size, 2, groups=2) - PROCESS
+    # Compiled kernels come on top, which PROCESS holds.
+    assert 0.6 * planned < taken < planned + 0.5 * PROCESS, (taken, planned)
