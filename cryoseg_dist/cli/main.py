@@ -30,13 +30,14 @@ def run_until(
     flags: dict[str, Any],
     assignments: list[str] | None,
     output: Path | None,
+    push: str | None = None,
 ) -> int:
     """Run every stage up to ``stage`` and return the exit code."""
     from cryoseg_dist.cli.session import gather_settings, open_session
     from cryoseg_dist.pipeline.run import run_pipeline
 
     settings = gather_settings(project, config, flags, assignments)
-    with open_session(settings, project, sys.argv) as session:
+    with open_session(settings, project, sys.argv, push) as session:
         result = run_pipeline(session, until=stage)
         if output is not None:
             result.write_star(output)
@@ -61,11 +62,12 @@ def stage_command(stage: str) -> Callable[..., None]:
         ray_address: opt.RayAddress = None,
         workers: opt.Workers = None,
         metrics_port: opt.MetricsPort = None,
+        metrics_push: opt.MetricsPush = None,
         assignments: opt.Assignments = None,
         output: opt.Output = None,
     ) -> None:
         flags = {name: value for name, value in locals().items() if name in opt.PLACES}
-        guarded(lambda: run_until(stage, project, config, flags, assignments, output))
+        guarded(lambda: run_until(stage, project, config, flags, assignments, output, metrics_push))
 
     return command
 

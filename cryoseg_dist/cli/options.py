@@ -19,6 +19,7 @@ Engine = Annotated[str | None, typer.Option(help="ray (a pool of actors) or inli
 RayAddress = Annotated[str | None, typer.Option(help="Address of a running Ray cluster.")]
 Workers = Annotated[int | None, typer.Option(help="Number of workers.")]
 MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics on this port.")]
+MetricsPush = Annotated[str | None, typer.Option(help="Pushgateway that gets the metrics when the command ends.")]
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="Any other setting, as in --set ctf.tile_size=512.")
 ]

@@ -8,10 +8,12 @@ from typing import Any
 
 from cryoseg_dist.cli.options import flag_layer
 from cryoseg_dist.cli.progress import Progress
+from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.monitor.prometheus import Metrics
 from cryoseg_dist.pipeline.config import RunSettings, build_settings, from_environment, from_toml
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.pipeline.session import open_session as open_pipeline_session
+from cryoseg_dist.runtime.events import Message, without_secrets
 
 
 def gather_settings(
@@ -32,11 +34,32 @@ def gather_settings(
 
 
 @contextmanager
-def open_session(settings: RunSettings, project: Path, command: Sequence[str]) -> Iterator[Session]:
-    """A session that shows progress and, where asked for, serves metrics."""
+def open_session(
+    settings: RunSettings, project: Path, command: Sequence[str], push: str | None = None
+) -> Iterator[Session]:
+    """A session that shows progress and, where asked for, serves metrics, or pushes them when it ends in any way.
+
+    Parameters
+    ----------
+    settings : RunSettings
+    project : Path
+    command : sequence of str
+    push : str, optional
+        Address of a Pushgateway. It is no setting, for settings are kept and it may hold a password.
+    """
     metrics = Metrics()
     with Progress() as progress:
         if settings.engine.metrics_port is not None:
             metrics.serve(settings.engine.metrics_port, settings.engine.metrics_address)
-        with open_pipeline_session(settings, project, [progress, metrics], command) as session:
-            yield session
+        try:
+            with open_pipeline_session(settings, project, [progress, metrics], command) as session:
+                metrics.watch(session.project.root, lambda: session.runner.executor.in_flight)
+                yield session
+        finally:
+            metrics.end()
+            if push is not None:
+                try:
+                    metrics.push(push, f"cryoseg_{project.resolve().name}")
+                except BadInputError as fault:
+                    # A gateway that is down must not cost the run its result.
+                    progress(Message(without_secrets(str(fault)), "metrics"))

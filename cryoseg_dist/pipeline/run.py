@@ -25,8 +25,20 @@ from cryoseg_dist.pipeline.pages import write_report
 from cryoseg_dist.pipeline.particles import Particles, run_extract
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.pipeline.stochastic import run_stochastic
+from cryoseg_dist.runtime.events import Figures
 from cryoseg_dist.stages.postprocess import PostprocessResult, postprocess
 
+# Figures that listeners are told of as they come up.
+TOLD = (
+    "micrographs",
+    "micrographs_accepted",
+    "picks",
+    "particles",
+    "box",
+    "pixel_size",
+    "resolution",
+    "resolution_half",
+)
 STAGES = ("ingest", "ctf", "segment", "pick", "extract", "classify", "abinitio", "refine", "postprocess", "report")
 
 
@@ -224,6 +236,19 @@ def run_pipeline(session: Session, until: str = "report", truth: Any = None) -> 
     """
     check(session, until)
     result = RunResult(session)
+    try:
+        return _run_stages(session, result, until, truth)
+    finally:
+        tell(result)
+
+
+def tell(result: RunResult) -> None:
+    """Tell listeners what the run has come to."""
+    figures = result.figures()
+    result.session.emit(Figures({name: float(figures[name]) for name in TOLD if figures.get(name) is not None}))
+
+
+def _run_stages(session: Session, result: RunResult, until: str, truth: Any) -> RunResult:
     last = STAGES.index(until)
     out = session.project.export
 
@@ -233,6 +258,7 @@ def run_pipeline(session: Session, until: str = "report", truth: Any = None) -> 
         return STAGES.index(stage) <= last
 
     def timed(stage: str, action: Callable[[], Any]) -> Any:
+        tell(result)
         started = time.monotonic()
         value = action()
         # What earlier calls took counts too: a stage that is finished takes none now.
