@@ -60,8 +60,8 @@ SWEEPS, RANDOM_SWEEPS = 2, 6
 class CommonLinesSettings(Settings):
     """Orientations of class averages by common lines."""
 
-    max_averages: int = Field(default=100, ge=LEAST_AVERAGES, le=400)
-    """Class averages that are used, the largest first; memory and time grow with the square."""
+    max_averages: int = Field(default=100, ge=LEAST_AVERAGES, le=200)
+    """Class averages that are used, the largest first; memory and time grow with the square (100: 0.7 GB, 200: 1.6 GB)."""
     min_share: float = Field(default=0.5, ge=0)
     """Smallest class that is used, as a share of the mean number of particles a class."""
     resolution: float | None = Field(default=None, gt=0)

@@ -38,7 +38,7 @@ from cryoseg_dist.stages.common_lines import CommonLinesSettings, orient
 source, target, pixel, diameter, starts = sys.argv[1:]
 images = np.load(source)
 def solve(some, starts):
-    settings = CommonLinesSettings(max_averages=400, starts=int(starts))
+    settings = CommonLinesSettings(max_averages=200, starts=int(starts))
     return orient(some, np.ones(len(some), dtype=np.int64), float(pixel), float(diameter), settings)
 solve(images[:12], 1)
 before = time.process_time()
