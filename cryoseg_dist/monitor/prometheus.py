@@ -124,6 +124,9 @@ class Metrics:
 
     def _unit(self, event: UnitFinished) -> None:
         self._counted[event.run_id] = self._counted.get(event.run_id, 0) + 1
+        # From zero on: a scraper sees no rise in a series that begins at one.
+        self._retries.labels(event.stage)
+        self._lost.labels(event.stage)
         self._units.labels(event.stage, str(event.outcome)).inc()
         self._seconds.labels(event.stage).observe(event.seconds)
         self._read.labels(event.stage).inc(event.bytes_read)
