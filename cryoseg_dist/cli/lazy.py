@@ -6,7 +6,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-MODULES = {name: f"cryoseg_dist.cli.{name}" for name in ("demo", "simulate", "train", "status", "validate")}
+MODULES = {
+    name: f"cryoseg_dist.cli.{name}" for name in ("dashboard", "demo", "simulate", "train", "status", "validate")
+}
 
 
 class LazyGroup(TyperGroup):
