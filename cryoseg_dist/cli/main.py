@@ -1,9 +1,12 @@
 """The ``cryoseg`` command."""
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from threading import Event
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +14,9 @@ from cryoseg_dist.cli import options as opt
 from cryoseg_dist.cli import star
 from cryoseg_dist.cli.guard import DONE, SET_ASIDE, guarded
 from cryoseg_dist.cli.lazy import LazyGroup
+
+if TYPE_CHECKING:
+    from cryoseg_dist.pipeline.watch import WatchOptions
 
 app = typer.Typer(
     name="cryoseg",
@@ -31,18 +37,59 @@ def run_until(
     assignments: list[str] | None,
     output: Path | None,
     push: str | None = None,
+    watched: "WatchOptions | None" = None,
 ) -> int:
     """Run every stage up to ``stage`` and return the exit code."""
     from cryoseg_dist.cli.session import gather_settings, open_session
     from cryoseg_dist.pipeline.run import run_pipeline
 
+    if watched is not None:
+        from cryoseg_dist.pipeline.watch_list import LIST_NAME
+
+        flags = {**flags, "micrographs": str((project / LIST_NAME).resolve())}
     settings = gather_settings(project, config, flags, assignments)
     with open_session(settings, project, sys.argv, push) as session:
-        result = run_pipeline(session, until=stage)
+        if watched is None:
+            result = run_pipeline(session, until=stage)
+        else:
+            from cryoseg_dist.pipeline.watch import watch
+
+            with stop_on_signals() as stop:
+                result = watch(session, watched, stop, until=stage)
         if output is not None:
             result.write_star(output)
     typer.echo(result.summary())
     return SET_ASIDE if result.n_set_aside else DONE
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Event]:
+    """An event that the first SIGTERM or SIGINT sets; a second one acts as ever."""
+    stop = Event()
+    held: dict[signal.Signals, Any] = {}
+
+    def take(number: int, frame: object) -> None:
+        stop.set()
+        for one, before in held.items():
+            signal.signal(one, before)
+
+    for one in (signal.SIGTERM, signal.SIGINT):
+        held[one] = signal.signal(one, take)
+    try:
+        yield stop
+    finally:
+        for one, before in held.items():
+            signal.signal(one, before)
+
+
+def watch_options(folder: Path | None, timeout: float | None, settle: float) -> "WatchOptions | None":
+    """What the flags say of watching, None where nothing is watched."""
+    if folder is None:
+        return None
+    from cryoseg_dist.pipeline.watch import WatchOptions
+
+    waits = float("inf") if timeout is None else timeout
+    return WatchOptions(folder.resolve(), settle, waits, min(2.0, 0.5 * settle))
 
 
 def stage_command(stage: str) -> Callable[..., None]:
@@ -63,11 +110,15 @@ def stage_command(stage: str) -> Callable[..., None]:
         workers: opt.Workers = None,
         metrics_port: opt.MetricsPort = None,
         metrics_push: opt.MetricsPush = None,
+        watch: opt.Watch = None,
+        watch_timeout: opt.WatchTimeout = None,
+        watch_settle: opt.WatchSettle = 10.0,
         assignments: opt.Assignments = None,
         output: opt.Output = None,
     ) -> None:
         flags = {name: value for name, value in locals().items() if name in opt.PLACES}
-        guarded(lambda: run_until(stage, project, config, flags, assignments, output, metrics_push))
+        watched = watch_options(watch, watch_timeout, watch_settle)
+        guarded(lambda: run_until(stage, project, config, flags, assignments, output, metrics_push, watched))
 
     return command
 

@@ -20,6 +20,16 @@ RayAddress = Annotated[str | None, typer.Option(help="Address of a running Ray c
 Workers = Annotated[int | None, typer.Option(help="Number of workers.")]
 MetricsPort = Annotated[int | None, typer.Option(help="Serve Prometheus metrics on this port.")]
 MetricsPush = Annotated[str | None, typer.Option(help="Pushgateway that gets the metrics when the command ends.")]
+Watch = Annotated[
+    Path | None,
+    typer.Option(
+        help="Take micrographs from this folder as they are written, in place of --micrographs. Stop with SIGTERM."
+    ),
+]
+WatchTimeout = Annotated[
+    float | None, typer.Option(min=0, help="End watching after so many seconds without a new micrograph.")
+]
+WatchSettle = Annotated[float, typer.Option(min=0.1, help="Seconds that a file must have stayed still to be complete.")]
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="Any other setting, as in --set ctf.tile_size=512.")
 ]

@@ -15,6 +15,7 @@ from cryoseg_dist.formats.star import read_star, require
 from cryoseg_dist.networks.unet import Architecture
 from cryoseg_dist.pipeline.image_places import allowed, find_image
 from cryoseg_dist.pipeline.session import Session
+from cryoseg_dist.pipeline.watch_list import CAPACITY, LIST_NAME, WatchList
 from cryoseg_dist.schema.work import Outcome, Region
 from cryoseg_dist.stages import ctf, ingest, pick, segment
 from cryoseg_dist.store.ledger import Mark
@@ -45,6 +46,8 @@ class Micrographs:
     level_pixel_size : float
         A.
     set_aside : tuple of SetAside
+    capacity : int
+        Rows of the arrays of a list that grows; 0 for one that does not.
     """
 
     run: str
@@ -54,6 +57,12 @@ class Micrographs:
     level_shape: tuple[int, int]
     level_pixel_size: float
     set_aside: tuple[SetAside, ...]
+    capacity: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the arrays of later stages."""
+        return self.capacity or len(self.paths)
 
 
 @dataclass(frozen=True)
@@ -146,14 +155,25 @@ def _header(path: Path) -> ingest.MicrographHeader:
 def run_ingest(session: Session) -> Micrographs:
     """Bring the micrographs into the project."""
     s = session.settings
-    paths = find_micrographs(s.data.micrographs, [Path(root) for root in s.data.image_roots])
-    # A file that is repaired or replaced is another input.
-    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else (str(p), 0, 0) for p in paths]
     config = {"ingest": s.ingest.model_dump(), "pixel_size": s.data.pixel_size}
-    run = session.run_id("ingest", config, {str(i): repr(v) for i, v in enumerate(stats)})
-    headers = [_header(p) for p in paths]
-    shape = ingest.majority_shape(headers)
-    specs = ingest.array_specs(run, len(headers), shape, s.data.pixel_size, s.ingest)
+    capacity = 0
+    if Path(s.data.micrographs).name == LIST_NAME:
+        # What is in the list keeps its number, so the run is the same however far the list has grown.
+        listed = WatchList(Path(s.data.micrographs))
+        paths = [Path(a.path) for a in listed.arrivals]
+        headers = [ingest.MicrographHeader(a.path, a.shape, a.pixel_size, a.fault) for a in listed.arrivals]
+        run, capacity = session.run_id("ingest", config, {"list": listed.name}), CAPACITY
+        held = session.project.read_json(f"state/{run}/shape.json")
+        shape = ingest.majority_shape(headers) if held is None else (int(held["rows"]), int(held["columns"]))
+        session.project.write_json(f"state/{run}/shape.json", {"rows": shape[0], "columns": shape[1]})
+    else:
+        paths = find_micrographs(s.data.micrographs, [Path(root) for root in s.data.image_roots])
+        # A file that is repaired or replaced is another input.
+        stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else (str(p), 0, 0) for p in paths]
+        run = session.run_id("ingest", config, {str(i): repr(v) for i, v in enumerate(stats)})
+        headers = [_header(p) for p in paths]
+        shape = ingest.majority_shape(headers)
+    specs = ingest.array_specs(run, capacity or len(headers), shape, s.data.pixel_size, s.ingest)
     units = ingest.plan(run, headers, shape, s.data.pixel_size, s.ingest)
     marks = session.map(ingest.IngestStage(s.ingest, s.data.pixel_size, shape), run, specs, units)
     return Micrographs(
@@ -164,6 +184,7 @@ def run_ingest(session: Session) -> Micrographs:
         (specs[1].shape[1], specs[1].shape[2]),
         float(specs[1].attributes["pixel_size"]),
         tuple(set_aside_of("ingest", marks, [p.name for p in paths])),
+        capacity,
     )
 
 
@@ -173,7 +194,7 @@ def run_ctf(session: Session, micrographs: Micrographs) -> CtfFits:
     config = {"ctf": s.ctf.model_dump(), "optics": s.data.model_dump(exclude={"micrographs", "image_roots"})}
     run = session.run_id("ctf", config, {"ingest": micrographs.run})
     units = ctf.plan(run, micrographs.run, micrographs.usable, micrographs.shape)
-    specs = ctf.array_specs(run, len(micrographs.paths))
+    specs = ctf.array_specs(run, micrographs.rows)
     marks = session.map(ctf.CtfStage(s.data.optics, s.ctf), run, specs, units)
     names = [Path(micrographs.paths[i]).name for i in micrographs.usable]
     records = {
@@ -231,7 +252,7 @@ def run_segment(session: Session, micrographs: Micrographs, fits: CtfFits) -> tu
     config = {"segment": s.segment.model_dump(exclude={"model"}), "diameter": diameter, "dark": s.data.protein_dark}
     run = session.run_id("segment", config, {"ingest": micrographs.run, "weights": digest(path)})
     architecture = Architecture.from_dict(described["architecture"])
-    spec = segment.array_spec(run, len(micrographs.paths), architecture.classes, where.extent, where.pixel_size)
+    spec = segment.array_spec(run, micrographs.rows, architecture.classes, where.extent, where.pixel_size)
     units = segment.plan(run, micrographs.run, fits.accepted, architecture.classes, where)
     stage = segment.SegmentStage(s.segment, architecture, weights, diameter, s.data.protein_dark, where)
     session.map(stage, run, [spec], units)
@@ -247,7 +268,7 @@ def run_pick(session: Session, micrographs: Micrographs, fits: CtfFits) -> Picks
     run = session.run_id("pick", config, {"segment": segmented})
     probability = f"{segmented}/probability"
     n_picks = pick.most_picks(where.extent, where.pixel_size, diameter, s.pick)
-    spec = pick.array_spec(run, len(micrographs.paths), n_picks)
+    spec = pick.array_spec(run, micrographs.rows, n_picks)
     units = pick.plan(run, probability, session.project.shape(probability), fits.accepted, n_picks)
     stage = pick.PickStage(s.pick, diameter / where.pixel_size, where.pixel_size / s.data.pixel_size)
     marks = session.map(stage, run, [spec], units)

@@ -122,7 +122,11 @@ def run_extract(session: Session, micrographs: Micrographs, fits: CtfFits, picks
         "diameter": diameter,
         "dark": s.data.protein_dark,
     }
-    run = session.run_id("extract", config, {"pick": picks.run, "ctf": fits.run})
+    upstream = {"pick": picks.run, "ctf": fits.run}
+    if micrographs.capacity:
+        # The runs before this one stay the same while their list of micrographs grows.
+        upstream["micrographs"] = f"{len(micrographs.paths)}, {len(fits.accepted)} accepted, {len(index)} particles"
+    run = session.run_id("extract", config, upstream)
     shard = extract.shard_size(index, micrographs.shape)
     specs = extract.array_specs(run, len(index), where, shard)
     units = extract.plan(run, f"{micrographs.run}/micrographs", micrographs.shape, index, x, y, where, shard)

@@ -31,6 +31,7 @@ def test_stages_failures_and_time_left(tmp_path: Path) -> None:
     progress.update()
     log(UnitRetried("ctf", "ctf-1", "b", 1, "worker lost"))
     log(finished("b", Outcome.QUARANTINED, "again"))
+    log(UnitFinished("refine", "abinitio-7/it003", "c", Outcome.DONE, 0.5, 1, 1, 1, "w"))
     log(IterationFinished("refine", 1, {"resolution": 12.0}))
     log(IterationFinished("refine", 2, {"resolution": 9.0}))
     log(Figures({"particles": 7.0}))
@@ -43,6 +44,8 @@ def test_stages_failures_and_time_left(tmp_path: Path) -> None:
         ("b", "retried", "worker lost"),
         ("b", "quarantined", "again"),
     ]
+    assert (progress.stages["abinitio"].run, progress.stages["abinitio"].done) == ("abinitio-7", 1)
+    assert progress.stages["refine"].run == ""
     assert progress.stages["refine"].history == [(1, 12.0), (2, 9.0)]
     assert progress.figures == {"particles": 7.0}
     log(StageFinished("ctf", "ctf-1", {"done": 9, "quarantined": 1}, 3.0))
