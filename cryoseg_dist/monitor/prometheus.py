@@ -78,6 +78,7 @@ class Metrics:
         self._candidates = Histogram(
             "cryoseg_micrograph_picks", "Candidates of a micrograph", buckets=PICKS, registry=r
         )
+        self._waiting = Gauge("cryoseg_waiting", "1 while a watched folder brings nothing new", registry=r)
         self._free = Gauge("cryoseg_disk_free_bytes", "Room left where the project lies", registry=r)
         self._size = Gauge("cryoseg_disk_size_bytes", "Room in all where the project lies", registry=r)
         self._progress = Gauge("cryoseg_last_progress_timestamp_seconds", "When a unit last ended", registry=r)
@@ -152,6 +153,7 @@ class Metrics:
             "picks": self._picks,
             "particles": self._particles,
             "resolution": self._map,
+            "waiting": self._waiting,
         }
         for name, gauge in gauges.items():
             if name in event.values:

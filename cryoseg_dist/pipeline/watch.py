@@ -10,6 +10,7 @@ from cryoseg_dist.errors import BadInputError, CryosegError, StageFailedError
 from cryoseg_dist.pipeline.run import STAGES, RunResult, run_pipeline
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.pipeline.watch_list import Arrivals, WatchList
+from cryoseg_dist.runtime.events import Figures
 
 # Class averages are renewed when there are this many times more micrographs: all renewals together cost at most
 # 1 / (1 - 1 / GROWTH) = 3 times the last one.
@@ -57,6 +58,7 @@ def watch(session: Session, options: WatchOptions, stop: Event, until: str = "re
     renew = FIRST_CLASSES
     behind = len(listed) > 0
     quiet_since = time.monotonic()
+    waiting = False
     while not stop.is_set() and time.monotonic() - quiet_since < options.timeout:
         for arrival in arrivals.complete(listed, time.monotonic()):
             quiet_since = time.monotonic()
@@ -68,6 +70,7 @@ def watch(session: Session, options: WatchOptions, stop: Event, until: str = "re
                 break
         if behind:
             behind = False
+            session.emit(Figures({"waiting": 0.0}))
             goal = every
             if len(listed) >= renew and last >= STAGES.index("classify") and session.settings.classify.enabled:
                 goal, renew = "classify", math.ceil(GROWTH * len(listed))
@@ -77,7 +80,12 @@ def watch(session: Session, options: WatchOptions, stop: Event, until: str = "re
                 # Too few, or none good yet: more may come.
                 session.say(f"not yet: {fault}", "watch")
             quiet_since = time.monotonic()
+            waiting = False
+        if not waiting:
+            session.emit(Figures({"waiting": 1.0}))
+            waiting = True
         stop.wait(options.poll)
+    session.emit(Figures({"waiting": 0.0}))
     if not len(listed):
         raise CryosegError(f"{options.folder}: expected micrographs while it was watched, got none.")
     session.say(f"watching ends with {len(listed)} micrographs; the run goes on to the end", "watch")

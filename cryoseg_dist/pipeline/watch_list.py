@@ -110,6 +110,7 @@ class _Seen:
     modified: int
     since: float
     checked: bool = False
+    told: bool = False
 
 
 @dataclass
@@ -151,11 +152,13 @@ class Arrivals:
                 self._seen[path] = _Seen(stat.st_size, stat.st_mtime_ns, now)
                 continue
             still = now - seen.since
-            if still < self.settle or (seen.checked and still < self.patience):
+            if seen.told or still < self.settle or (seen.checked and still < self.patience):
                 continue
             seen.checked = True
             arrival = examine(path, tolerate=still >= self.patience)
             if arrival is not None:
+                # A copy that the list refuses is not read again.
+                seen.told = True
                 yield arrival
 
 

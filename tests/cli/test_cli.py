@@ -14,7 +14,7 @@ from cryoseg_dist.schema.work import Outcome
 
 COMMANDS = (
     "run", "ingest", "ctf", "segment", "pick", "extract", "classify", "abinitio", "refine", "reconstruct", "postprocess",
-    "report", "init", "demo", "simulate", "train", "status", "validate",
+    "report", "init", "dashboard", "demo", "simulate", "train", "status", "validate",
 )  # fmt: skip
 
 

@@ -65,10 +65,13 @@ def test_a_file_is_complete_when_it_is_still_and_whole(images: list[Path], tmp_p
     assert (found.path, found.size, found.fault) == (str(folder / "a.mrc"), len(whole), "")
     assert listed.add(found)
     assert complete(60) == []
+    # A copy is told of once, and not read at every look.
+    shutil.copy(folder / "a.mrc", folder / "copy.mrc")
+    assert [names(complete(t)) for t in (61, 72, 80, 500)] == [[], ["copy.mrc"], [], []]
     # What never becomes whole arrives at last, as broken.
     (folder / "b.mrc").write_bytes(whole[:5000])
-    assert [names(complete(t)) for t in (100, 120, 150, 199)] == [[], [], [], []]
-    [broken] = complete(200)
+    assert [names(complete(t)) for t in (600, 620, 650, 699)] == [[], [], [], []]
+    [broken] = complete(700)
     assert "truncated" in broken.fault
 
 

@@ -102,7 +102,13 @@ def test_prometheus_scrapes_a_run_and_its_resume(prometheus: tuple[int, int], tm
     eventually(port, "cryoseg_micrographs_accepted", {(): len(fits.accepted)})
     eventually(port, "cryoseg_run_end_timestamp_seconds > bool cryoseg_run_start_timestamp_seconds", {(): 1})
     # Bad input beyond a fifth: the alert waits for its ten minutes.
-    [alert] = ask(port, "alerts")["alerts"]
+    alerts = []
+    for _ in range(60):
+        alerts = ask(port, "alerts")["alerts"]
+        if alerts:
+            break
+        time.sleep(0.5)
+    [alert] = alerts
     assert (alert["labels"]["alertname"], alert["labels"]["stage"]) == ("CryosegInputSetAside", "ingest")
     assert alert["state"] == "pending"
     health = {r["name"]: r["health"] for g in ask(port, "rules")["groups"] for r in g["rules"]}
