@@ -2,66 +2,48 @@
 
 import json
 import time
-from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cryoseg_dist.cli.guard import DONE, guarded
 from cryoseg_dist.cli.progress import duration
+from cryoseg_dist.errors import BadInputError
+from cryoseg_dist.monitor.progress import RunProgress
+
+# Failures that are told of.
+MOST_FAILURES = 5
 
 
-def events_of(project: Path) -> list[dict[str, Any]]:
-    """The project's events, oldest first; a torn last line is left out.
+def describe(project: Path) -> list[str]:
+    """Lines on each stage of the last runs, on time left, and on the last failures.
 
     Raises
     ------
     BadInputError
-        The folder holds none.
+        The folder holds no run.
     """
-    from cryoseg_dist.errors import BadInputError
-
-    path = project / "events.jsonl"
-    if not path.is_file():
+    log = project / "events.jsonl"
+    if not log.is_file():
         raise BadInputError(str(project), "a project that was run", "no events.jsonl in it")
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
-
-
-def describe(project: Path) -> list[str]:
-    """Lines on each stage of the last runs."""
+    progress = RunProgress(log)
+    progress.update()
+    now = time.time()
     lines = []
-    stages: dict[str, dict[str, Any]] = {}
-    for event in events_of(project):
-        stage = event.get("stage")
-        if not stage:
-            continue
-        held = stages.setdefault(stage, {"outcomes": Counter(), "iteration": None})
-        kind = event["event"]
-        if kind == "StageStarted":
-            held.update(total=event["total"], done=event["done"], state="running", outcomes=Counter())
-        elif kind == "UnitFinished":
-            held["outcomes"][event["outcome"]] += 1
-        elif kind == "IterationFinished":
-            held.update(iteration=event["iteration"], resolution=event["figures"].get("resolution"))
-        elif kind == "StageFinished":
-            held.update(state="finished", seconds=event["seconds"], final=event["outcomes"])
-        held["time"] = event["time"]
-    for stage, held in stages.items():
-        if held["iteration"] is not None:
-            text = f"iteration {held['iteration']}, {held['resolution']:.2f} A"
-        elif held.get("state") == "finished":
-            counts = ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in sorted(held["final"].items()))
-            text = f"finished: {counts}"
+    for name, stage in progress.stages.items():
+        if stage.iteration is not None:
+            reached = f", {stage.figures['resolution']:.2f} A" if "resolution" in stage.figures else ""
+            text = f"iteration {stage.iteration}{reached}"
+        elif stage.outcomes is not None:
+            text = "finished: " + ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in sorted(stage.outcomes.items()))
         else:
-            text = f"{held.get('done', 0) + sum(held['outcomes'].values())} of {held.get('total', '?')} units"
-        lines.append(f"{stage:12} {text}, {duration(time.time() - held['time'])} ago")
+            text = f"{stage.done} of {stage.total or '?'} units"
+            left = stage.seconds_left(stage.seen)
+            text += "" if left is None else f", {duration(left)} left"
+        lines.append(f"{name:12} {text}, {duration(now - stage.seen)} ago")
+    for failure in list(progress.failures)[-MOST_FAILURES:]:
+        lines.append(f"{failure.outcome.replace('_', ' '):12} {failure.unit}: {failure.message}")
     result = project / "export" / "result.json"
     if result.is_file():
         figures = json.loads(result.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ import pytest
 
 from cryoseg_dist.cli.dashboard import Dashboard, make_server
 from cryoseg_dist.cli.session import open_session
+from cryoseg_dist.cli.status import describe
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.formats.mrc import write_stack
 from cryoseg_dist.pipeline.config import build_settings
@@ -95,3 +96,11 @@ def test_bad_places_are_refused_in_words(tmp_path: Path) -> None:
         make_server(tmp_path / "none", "127.0.0.1", 0)
     with make_server(tmp_path, "127.0.0.1", 0) as server, pytest.raises(BadInputError, match="a free port"):
         make_server(tmp_path, "127.0.0.1", server.server_port)
+
+
+def test_status_tells_of_stages_and_failures(project: Path) -> None:
+    lines = describe(project)
+    assert lines[0].startswith("ingest       finished: 2 done, 1 set aside, ")
+    assert lines[1].startswith("set aside    ingest/000000: ")
+    with pytest.raises(BadInputError, match="a project that was run"):
+        describe(project.parent)
