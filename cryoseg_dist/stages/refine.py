@@ -46,10 +46,10 @@ class RefineSettings(Settings):
     """Largest shift in A in the global search; a seventh of the diameter when not given."""
     offset_sd: float = Field(default=10.0, gt=0)
     """Standard deviation in A of the prior of the origins in the first iteration; measured from then on."""
-    poses_kept: int = Field(default=16, ge=1, le=64)
-    """Poses of each particle that enter the map."""
+    poses_kept: int = Field(default=64, ge=1, le=256)
+    """Poses of each particle that enter the map, at most."""
     share: float = Field(default=0.999, gt=0.5, lt=1)
-    """Share of the posterior that the finer pass covers."""
+    """Share of the posterior that the finer pass covers, and that enters the map of the poses kept."""
     join_halves: float = Field(default=40.0, gt=0)
     """Resolution in A below which the half sets share one map, so that both keep one orientation and hand."""
     unit_size: int = Field(default=256, ge=1)
@@ -132,7 +132,8 @@ def sampling(
     step = angular_step(state.order)
     nyquist = (size - 1) // 2
     margin = 4 + 0.15 * nyquist if state.iteration else 2
-    fine = min(nyquist, state.resolution_shell + margin)
+    # The best so far: where the FSC is ragged, its first crossing jumps.
+    fine = min(nyquist, max(state.resolution_shell, state.best_shell) + margin)
     displacement = math.radians(step) * 0.5 * diameter
     coarse = min(fine, max(5.0, 1.2 * size * pixel_size / displacement))
     local = n_orientations(state.order, symmetry) > settings.most_orientations

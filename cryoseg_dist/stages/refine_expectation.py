@@ -187,8 +187,10 @@ class ExpectationStage:
         seen = take_pixels(to_fourier((images * mask).to(device)), state.ky, state.kx)[:, :n] * home[:, :n]
         noise = torch.from_numpy(self.noise[half]).to(device)[state.shell]
         observations = observe(seen, c[:, :n], noise[:n])
-        rotations, shifts, scores, log_sum = self._poses(observations, last, half, state)
-        weights = torch.exp(scores - log_sum[:, None])
+        rotations, shifts, scores = self._poses(observations, last, half, state)
+        weights = torch.softmax(scores, dim=1)
+        # Beyond that share of what was kept, poses would only take time.
+        weights = weights * (weights.cumsum(dim=1) - weights < self.share)
         weights = weights / weights.sum(dim=1, keepdim=True)
         whole = take_pixels(to_fourier(images.to(device)), state.ky, state.kx) * home
         sums.add(whole, c, rotations, shifts, centre, weights, scores, state, half, self.any_scale)
@@ -199,8 +201,8 @@ class ExpectationStage:
 
     def _poses(
         self, observations: Observations, last: Tensor, half: int, state: "_State"
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Best rotations (b, k, 3, 3), shifts in px (b, k, 2), their log-likelihoods, and the log of the whole sum."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Best rotations (b, k, 3, 3), shifts in px (b, k, 2) and their log-likelihoods, best first."""
         s, device = self.sampling, state.ky.device
         ky, kx = state.ky[: state.n_fine], state.kx[: state.n_fine]
         step, volume, n = angular_step(s.order), state.volumes[half], state.n_coarse
@@ -212,7 +214,6 @@ class ExpectationStage:
         out_r = torch.eye(3, device=device).repeat(n_images, k, 1, 1)
         out_t = torch.zeros((n_images, k, 2), device=device)
         out_s = torch.full((n_images, k), -torch.inf, device=device)
-        log_sum = torch.zeros(n_images, device=device)
         centre = last[:, 9:11].to(device)
         prior = s.log_prior(centre[:, None] + shifts)
         coarse = observations.within(n)
@@ -224,7 +225,7 @@ class ExpectationStage:
             everywhere = search(coarse, phases, state.slices[half], keep, prior=prior, any_scale=self.any_scale)
             if not s.two_passes:
                 found = everywhere
-                return state.grid[found.rotation], shifts[found.shift], found.score, found.log_sum
+                return state.grid[found.rotation], shifts[found.shift], found.score
         for i in range(n_images):
             one = observations[i : i + 1]
             if s.local:
@@ -254,8 +255,7 @@ class ExpectationStage:
             j = len(top.values)
             out_r[i, :j], out_t[i, :j] = fine_r[top.indices % score.shape[1]], fine_t[top.indices // score.shape[1]]
             out_s[i, :j] = top.values
-            log_sum[i] = torch.logsumexp(score.flatten(), 0)
-        return out_r, out_t, out_s, log_sum
+        return out_r, out_t, out_s
 
 
 def _first_distinct(values: Tensor, most: int) -> Tensor:
