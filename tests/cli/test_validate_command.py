@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth = truth / truth.std()
     generator = torch.Generator().manual_seed(0)
     for i in (1, 2):
-        write_volume(where / f"half{i}.mrc", (truth + 2.0 * torch.randn((N,) * 3, generator=generator)).numpy(), PIXEL)
+        write_volume(where / f"half{i}.mrc", (truth + 4.0 * torch.randn((N,) * 3, generator=generator)).numpy(), PIXEL)
     write_volume(where / "truth.mrc", truth.numpy(), PIXEL)
     write_volume(where / "mirrored.mrc", mirror(truth).numpy(), PIXEL)
     write_volume(where / "mask.mrc", soft_sphere(N, 19, 4).numpy(), PIXEL)
