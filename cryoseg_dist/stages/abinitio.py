@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cryoseg_dist.kernels.accumulate import finish
+from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.fourier import to_fourier, to_real
 from cryoseg_dist.kernels.mask import soft_sphere
 from cryoseg_dist.kernels.orientation_grid import angular_step

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cryoseg_dist.errors import BadInputError
-from cryoseg_dist.kernels.accumulate import empty_accumulator, enforce_friedel, finish, insert
+from cryoseg_dist.kernels.accumulator import empty_accumulator, enforce_friedel
 from cryoseg_dist.kernels.common_lines import (
     CommonLines,
     best_lines,
@@ -25,7 +25,9 @@ from cryoseg_dist.kernels.common_lines import (
     pairs_of,
     score_lines,
 )
+from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.fourier import resize_spectrum, to_fourier, to_real
+from cryoseg_dist.kernels.insertion import insert
 from cryoseg_dist.kernels.line_consensus import consensus, improve, pair_statistics
 from cryoseg_dist.kernels.mask import soft_sphere
 from cryoseg_dist.kernels.polar import polar_rays, weighted_rays

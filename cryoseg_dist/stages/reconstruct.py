@@ -9,18 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cryoseg_dist.kernels.accumulate import (
-    empty_accumulator,
-    enforce_friedel,
-    finish,
-    insert,
-    shell_weights,
-    symmetrise,
-)
+from cryoseg_dist.kernels.accumulator import empty_accumulator, enforce_friedel
+from cryoseg_dist.kernels.finishing import finish, shell_weights
 from cryoseg_dist.kernels.fourier import to_fourier
+from cryoseg_dist.kernels.insertion import insert
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import disc_pixels, take_pixels
 from cryoseg_dist.kernels.so3 import euler_to_matrix
+from cryoseg_dist.kernels.symmetrisation import symmetrise
 from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.settings import Settings

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cryoseg_dist.kernels.accumulate import finish
+from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.fourier import shells, to_fourier, to_real
 from cryoseg_dist.kernels.fsc import crossing, fsc
 from cryoseg_dist.kernels.mask import soft_sphere

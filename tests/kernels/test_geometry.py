@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from cryoseg_dist.errors import SettingsError
-from cryoseg_dist.kernels import accumulate, slices
+from cryoseg_dist.kernels import slices
+from cryoseg_dist.kernels.accumulator import empty_accumulator, enforce_friedel
+from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.fourier import shift, to_fourier, to_real
 from cryoseg_dist.kernels.fsc import fsc
+from cryoseg_dist.kernels.insertion import insert
+from cryoseg_dist.kernels.insertion_torch import insert_torch
 from cryoseg_dist.kernels.orientation_grid import (
     angular_step,
     healpix_directions,
@@ -29,6 +33,7 @@ from cryoseg_dist.kernels.so3 import (
     matrix_to_euler,
     random_rotations,
 )
+from cryoseg_dist.kernels.symmetrisation import symmetrise
 from cryoseg_dist.kernels.symmetry import in_asymmetric_unit, operators, to_asymmetric_unit
 
 GROUPS = {"C1": 1, "C3": 3, "C4": 4, "D2": 4, "D7": 14, "T": 12, "O": 24, "I": 60, "I1": 60}
@@ -184,9 +189,9 @@ def test_disc_pixels_hold_each_friedel_pair_once() -> None:
 def reconstruct(images: torch.Tensor, rotations: torch.Tensor, origins: torch.Tensor, size: int) -> torch.Tensor:
     ky, kx = disc_pixels(size, size / 2)
     values = take_pixels(to_fourier(images), ky, kx)
-    total = accumulate.empty_accumulator(size)
-    accumulate.insert(total, values, torch.ones(values.shape), rotations, origins, ky, kx, size=size)
-    return accumulate.finish(accumulate.enforce_friedel(total), size)
+    total = empty_accumulator(size)
+    insert(total, values, torch.ones(values.shape), rotations, origins, ky, kx, size=size)
+    return finish(enforce_friedel(total), size)
 
 
 @pytest.mark.parametrize("size", [32, 33])
@@ -215,9 +220,9 @@ def test_numba_and_torch_insertion_agree() -> None:
     shifts = torch.randn((20, 2), generator=g)
     which = torch.randint(0, 6, (20,), generator=g)
     share = torch.rand(20, generator=g)
-    one, two = accumulate.empty_accumulator(size), accumulate.empty_accumulator(size)
-    accumulate.insert(one, values, weights, rotations, shifts, ky, kx, size=size, pose_image=which, pose_weight=share)
-    accumulate._insert_torch(two, values, weights, which, rotations, shifts, share, ky, kx, size, 2)
+    one, two = empty_accumulator(size), empty_accumulator(size)
+    insert(one, values, weights, rotations, shifts, ky, kx, size=size, pose_image=which, pose_weight=share)
+    insert_torch(two, values, weights, which, rotations, shifts, share, ky, kx, size, 2)
     torch.testing.assert_close(one, two, atol=2e-5, rtol=1e-4)
     assert float(one[..., 2].sum()) == pytest.approx(float((weights[which] * share[:, None]).sum()), rel=1e-4)
 
@@ -231,16 +236,16 @@ def test_symmetrised_accumulator_equals_inserting_every_copy() -> None:
     images = torch.stack([flat_density(assembly @ r.T, size) for r in rotations])
     ky, kx = disc_pixels(size, size / 2)
     values = take_pixels(to_fourier(images), ky, kx)
-    once = accumulate.empty_accumulator(size)
+    once = empty_accumulator(size)
     zeros = torch.zeros((300, 2))
-    accumulate.insert(once, values, torch.ones(values.shape), rotations, zeros, ky, kx, size=size)
-    once = accumulate.symmetrise(accumulate.enforce_friedel(once), ops, 11)
-    copies = accumulate.empty_accumulator(size)
+    insert(once, values, torch.ones(values.shape), rotations, zeros, ky, kx, size=size)
+    once = symmetrise(enforce_friedel(once), ops, 11)
+    copies = empty_accumulator(size)
     for s in ops:
-        accumulate.insert(copies, values, torch.ones(values.shape), rotations @ s, zeros, ky, kx, size=size)
-    copies = accumulate.enforce_friedel(copies)
-    a = to_fourier(accumulate.finish(once, size), 3)
-    b = to_fourier(accumulate.finish(copies, size), 3)
+        insert(copies, values, torch.ones(values.shape), rotations @ s, zeros, ky, kx, size=size)
+    copies = enforce_friedel(copies)
+    a = to_fourier(finish(once, size), 3)
+    b = to_fourier(finish(copies, size), 3)
     assert float(fsc(a, b)[:11].min()) > 0.99999
     truth = to_fourier(density(assembly, size), 3)
     assert float(fsc(a, truth)[:10].min()) > 0.995
@@ -255,9 +260,9 @@ def test_accumulators_of_parts_add_up() -> None:
     rotations, shifts = random_rotations(40, g).float(), torch.randn((40, 2), generator=g)
 
     def part(start: int, stop: int) -> torch.Tensor:
-        total = accumulate.empty_accumulator(size)
+        total = empty_accumulator(size)
         s = slice(start, stop)
-        accumulate.insert(total, values[s], weights[s], rotations[s], shifts[s], ky, kx, size=size)
+        insert(total, values[s], weights[s], rotations[s], shifts[s], ky, kx, size=size)
         return total
 
     torch.testing.assert_close(part(0, 40), part(0, 13) + part(13, 40), atol=1e-4, rtol=1e-4)
@@ -270,6 +275,6 @@ def test_insertion_does_not_change_its_inputs() -> None:
     weights, rotations = torch.ones(values.shape), random_rotations(2, generator()).float()
     shifts = torch.ones((2, 2))
     kept = [t.clone() for t in (values, weights, rotations, shifts)]
-    accumulate.insert(accumulate.empty_accumulator(size), values, weights, rotations, shifts, ky, kx, size=size)
+    insert(empty_accumulator(size), values, weights, rotations, shifts, ky, kx, size=size)
     for before, after in zip(kept, (values, weights, rotations, shifts), strict=True):
         assert torch.equal(before, after)

@@ -2,7 +2,8 @@
 
 import torch
 
-from cryoseg_dist.kernels.accumulate import enforce_friedel, finish
+from cryoseg_dist.kernels.accumulator import enforce_friedel
+from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.fourier import to_fourier
 from cryoseg_dist.kernels.fsc import fsc
 from cryoseg_dist.kernels.slices import prepare_volume

@@ -22,7 +22,7 @@ import re, sys
 from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
-from cryoseg_dist.kernels.accumulate import finish
+from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.stages.reconstruct import complete
 # getrusage would begin with the peak of the process that started this one.
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

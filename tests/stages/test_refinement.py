@@ -11,8 +11,8 @@ import torch
 from cryoseg_dist.formats.images import read_images
 from cryoseg_dist.formats.mrc import read_volume
 from cryoseg_dist.formats.star import image_reads, read_star
-from cryoseg_dist.kernels.accumulate import finish
 from cryoseg_dist.kernels.ctf import ctf
+from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.fourier import shell_mean, shift, to_fourier, to_real
 from cryoseg_dist.kernels.fsc import fsc
 from cryoseg_dist.kernels.mask import soft_sphere

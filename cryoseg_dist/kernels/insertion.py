@@ -1,0 +1,51 @@
+"""Insertion of images into a volume's transform."""
+
+import torch
+from torch import Tensor
+
+from cryoseg_dist.kernels.insertion_numba import insert_numba
+from cryoseg_dist.kernels.insertion_torch import insert_torch
+
+
+def insert(
+    accumulator: Tensor,
+    images: Tensor,
+    weights: Tensor,
+    rotations: Tensor,
+    shifts_px: Tensor,
+    ky: Tensor,
+    kx: Tensor,
+    *,
+    size: int,
+    padding: int = 2,
+    pose_image: Tensor | None = None,
+    pose_weight: Tensor | None = None,
+) -> None:
+    """Add central slices to an accumulator, in place, by trilinear scattering.
+
+    Parameters
+    ----------
+    accumulator : Tensor, float32, shape (m, m, m // 2 + 1, 3)
+        ``m = padding * size``.
+    images : Tensor, complex64, shape (b, p)
+        Transforms times CTF (over the noise power), at the pixels of ``slices.disc_pixels``.
+    weights : Tensor, float32, shape (b, p)
+        CTF squared (over the noise power).
+    rotations : Tensor, float32, shape (q, 3, 3)
+    shifts_px : Tensor, float32, shape (q, 2)
+        Origins (x, y) in pixels, added to the image.
+    ky, kx : Tensor, int64, shape (p,)
+    size : int
+        Extent of the unpadded image.
+    padding : int
+    pose_image : Tensor, int64, shape (q,), optional
+        Image of each pose; image ``i`` has pose ``i`` when not given.
+    pose_weight : Tensor, float32, shape (q,), optional
+        Posterior weight of each pose, one when not given.
+    """
+    q = rotations.shape[0]
+    device = accumulator.device
+    which = torch.arange(q, device=device) if pose_image is None else pose_image
+    share = torch.ones(q, device=device) if pose_weight is None else pose_weight
+    run = insert_numba if device.type == "cpu" else insert_torch
+    run(accumulator, images, weights, which, rotations, shifts_px, share, ky, kx, size, padding)
