@@ -65,10 +65,10 @@ def export_ctf(path: Path, micrographs: Micrographs, fits: CtfFits, optics: Opti
 
 
 def export_picks(path: Path, micrographs: Micrographs, picks: Picks, optics: Optics) -> None:
-    """``picks.star``: all picks, with the micrograph that each lies on."""
+    """``picks.star``: all picks, with the micrograph that each lies on, named as in ``micrographs_ctf.star``."""
     table = pd.DataFrame(
         {
-            "micrograph_name": np.array([Path(p).name for p in micrographs.paths])[picks.index],
+            "micrograph_name": np.array([str(p) for p in micrographs.paths])[picks.index],
             "coordinate_x": picks.x,
             "coordinate_y": picks.y,
             "autopick_figure_of_merit": picks.score,

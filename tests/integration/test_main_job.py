@@ -71,6 +71,9 @@ def test_from_micrographs_to_a_map_killed_and_resumed(simulated: Path, tmp_path:
     assert len(particles) == result["particles"] > 100
     assert {"rot", "tilt", "psi", "random_subset", "defocus_u", "image_name"} <= set(particles)
     assert set(particles["random_subset"]) == {1, 2}
+    fitted = set(read_star(export / "micrographs_ctf.star").rows["micrograph_name"])
+    for name in ("picks.star", "particles.star"):
+        assert set(read_star(export / name).rows["micrograph_name"]) <= fitted, name
 
     killed = tmp_path / "killed"
     process = subprocess.Popen(
