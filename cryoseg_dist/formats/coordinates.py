@@ -20,8 +20,16 @@ def read_coordinates(path: Path) -> np.ndarray:
     Raises
     ------
     BadInputError
-        Missing file or columns.
+        Missing file or columns, or a place that is no number.
     """
+    found = _read(path)
+    if not np.isfinite(found).all():
+        row = int(np.argmin(np.isfinite(found).all(axis=1)))
+        raise BadInputError(str(path), "finite coordinates", f"{found[row]} in row {row + 1}")
+    return found
+
+
+def _read(path: Path) -> np.ndarray:
     where = str(path)
     if not path.is_file():
         raise BadInputError(where, "a coordinate file", "no such file")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.formats.star import StarTables
 from cryoseg_dist.kernels.so3 import matrix_to_euler, quaternion_to_matrix
 
-LARGEST_HEADER = 1_000_000
+# Room for a thousand columns. NumPy reads a header as a Python literal, in time that grows with the square of its nesting.
+LARGEST_HEADER, DEEPEST_HEADER = 65536, 8
 DEGREES = {"ctf/df_angle_rad": "defocus_angle", "ctf/phase_shift_rad": "phase_shift"}
 PLAIN = {
     "ctf/df1_A": "defocus_u",
@@ -28,18 +30,62 @@ OPTICS = {
 }
 # Corrections of several values an image; kept as their largest value where they are not zero, so that nobody overlooks them.
 CORRECTIONS = ("ctf/shift_A", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag")
+# Columns that hold more than one value a row, and columns of text; every other one that is known holds one number.
+WIDTHS = {"blob/shape": 2, "location/micrograph_shape": 2, "alignments3D/shift": 2, "alignments3D/pose": 3}
+TEXTS = ("blob/path", "location/micrograph_path")
+# What NumPy raises on headers that are none.
+FAULTS = (ValueError, OSError, EOFError, SyntaxError, MemoryError, TokenError, RecursionError, OverflowError, TypeError)
+NUMBERS = (
+    "uid", "blob/idx", "blob/psize_A", "blob/sign", "ctf/df1_A", "ctf/df2_A", "ctf/bfactor", "ctf/df_angle_rad",
+    "ctf/phase_shift_rad", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast", "ctf/exp_group_id", "location/center_x_frac",
+    "location/center_y_frac", "alignments3D/split", "alignments3D/class", "alignments3D/psize_A",
+)  # fmt: skip
 
 
 def _load(path: Path) -> np.ndarray:
     if not path.is_file():
         raise BadInputError(str(path), "a cryoSPARC .cs file", "no such file", "Check the path.")
     try:
-        table = np.load(path, allow_pickle=False, max_header_size=LARGEST_HEADER)
-    except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as fault:
-        raise BadInputError(str(path), "a cryoSPARC .cs file", str(fault).splitlines()[0]) from None
-    if not isinstance(table, np.ndarray) or table.dtype.names is None or table.ndim != 1:
-        raise BadInputError(str(path), "a table with named columns", "another array")
+        _check_header(path)
+        # Mapped: a header that promises more than the file holds takes no memory.
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=LARGEST_HEADER)
+        if not isinstance(mapped, np.memmap) or mapped.dtype.names is None or mapped.ndim != 1:
+            raise BadInputError(str(path), "a table with named columns", "another array")
+        if mapped.dtype.itemsize == 0:
+            # Any number of rows fits an empty file.
+            raise BadInputError(str(path), "a cryoSPARC .cs file", "rows without bytes")
+        table = np.array(mapped)
+    except FAULTS as fault:
+        raise BadInputError(str(path), "a cryoSPARC .cs file", f"{type(fault).__name__}: {fault}"[:200]) from None
+    for name in table.dtype.names or ():
+        _check_column(path, name, table[name])
     return table
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header whose brackets nest deeper than those of columns do."""
+    with path.open("rb") as stream:
+        start = stream.read(LARGEST_HEADER)
+    depth = 0
+    for byte in start.partition(b"\n")[0]:
+        depth += (byte in b"([{") - (byte in b")]}")
+        if depth > DEEPEST_HEADER:
+            raise BadInputError(str(path), "a cryoSPARC .cs file", "a header of nested brackets")
+
+
+def _check_column(path: Path, name: str, values: np.ndarray) -> None:
+    """Refuse a known column of another kind or extent, and numbers that are none."""
+    where = f"{path}: {name}"
+    kinds = "SU" if name in TEXTS else "biuf"
+    if name in (*TEXTS, *NUMBERS, *WIDTHS):
+        extent = (WIDTHS[name],) if name in WIDTHS else ()
+        if values.dtype.kind not in kinds or values.shape[1:] != extent:
+            got = f"{values.dtype} of shape {values.shape[1:]}"
+            raise BadInputError(where, f"{'text' if name in TEXTS else 'numbers'} of shape {extent} a row", got)
+    elif name in CORRECTIONS and values.dtype.kind not in kinds:
+        raise BadInputError(where, "numbers", str(values.dtype))
+    if values.dtype.kind == "f" and name in (*NUMBERS, *WIDTHS, *CORRECTIONS) and not np.isfinite(values).all():
+        raise BadInputError(where, "finite numbers", "NaN or infinite ones")
 
 
 def _columns(path: Path, passthrough: Sequence[Path]) -> dict[str, np.ndarray]:

@@ -11,6 +11,9 @@ from cryoseg_dist.formats.spider import is_spider, read_spider, spider_header
 from cryoseg_dist.formats.tiff import is_tiff, read_tiff, tiff_header
 from cryoseg_dist.schema.work import ImageFile
 
+# Characters of a path that are repeated.
+SHOWN = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
@@ -31,13 +34,13 @@ class ImageHeader:
 
 
 def _first_bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise BadInputError(str(path), "a file", "none", "Check the path.")
     try:
+        if not path.is_file():
+            raise BadInputError(str(path)[:SHOWN], "a file", "none", "Check the path.")
         with path.open("rb") as stream:
             return stream.read(256)
     except OSError as fault:
-        raise BadInputError(str(path), "a readable file", str(fault)) from None
+        raise BadInputError(str(path)[:SHOWN], "a readable file", str(fault)[:SHOWN]) from None
 
 
 def image_header(path: Path) -> ImageHeader:

@@ -13,6 +13,7 @@ import numpy as np
 from mrcfile.mrcinterpreter import MrcInterpreter
 
 from cryoseg_dist.errors import BadInputError
+from cryoseg_dist.formats.memory import require_room
 
 MODES = {
     0: "i1",
@@ -171,6 +172,7 @@ def read_mrc(path: Path, sections: tuple[int, ...] | None = None) -> np.ndarray:
             outside = [s for s in wanted if not 0 <= s < nz]
             if outside:
                 raise BadInputError(str(path), f"sections 1 to {nz}", f"section {outside[0] + 1}")
+            require_room(str(path), len(wanted) * header.section_bytes)
             data = np.empty((len(wanted), ny, width), dtype=header.dtype)
             for first, count, position in _runs(wanted):
                 stream.seek(header.offset + first * header.section_bytes)

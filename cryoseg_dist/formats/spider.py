@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from cryoseg_dist.errors import BadInputError
+from cryoseg_dist.formats.memory import require_room
 
 # 1-based words of the header, all float32.
 SLICES, ROWS, FORM, COLUMNS, HEADER_LENGTH, IN_STACK, LAST_IMAGE, PIXEL_SIZE = 1, 2, 5, 12, 22, 24, 26, 38
@@ -102,6 +103,7 @@ def read_spider(path: Path, sections: tuple[int, ...] | None = None) -> np.ndarr
     held = path.stat().st_size
     if held < needed:
         raise BadInputError(str(path), f"{needed} bytes", str(held), "The file is truncated.")
+    require_room(str(path), len(wanted) * image)
     out = np.empty((len(wanted), rows, columns), header.dtype)
     with path.open("rb") as stream:
         for i, s in enumerate(wanted):

@@ -27,6 +27,9 @@ TEXT_LABELS = (
     "rlnOddZernike",
     "rlnEvenZernike",
 )
+# CTF programs write an infinite resolution where nothing fits.
+MAY_BE_INFINITE = ("ctf_max_resolution",)
+LARGEST_INTEGER, MOST_DIGITS = 2**53, 12
 # Nine digits keep float32 exact and a pixel of a large micrograph to 1e-4.
 FLOAT_FORMAT = "%.9g"
 
@@ -55,6 +58,9 @@ def _renamed(table: pd.DataFrame, known: Sequence[Column], to_internal: bool) ->
 
 
 def _typed(table: pd.DataFrame, known: Sequence[Column], where: str) -> pd.DataFrame:
+    twice = table.columns[table.columns.duplicated()]
+    if len(twice):
+        raise BadInputError(where, "every column once", f"{str(twice[0])[:80]!r} more than once")
     out = table.copy()
     for column in known:
         if column.name not in out:
@@ -63,10 +69,13 @@ def _typed(table: pd.DataFrame, known: Sequence[Column], where: str) -> pd.DataF
             out[column.name] = out[column.name].astype(object).map(str)
             continue
         values = pd.to_numeric(out[column.name], errors="coerce")
-        if values.isna().any():
-            row = int(np.argmax(values.isna().to_numpy()))
+        numbers = values.to_numpy(np.float64)
+        limit = LARGEST_INTEGER if column.dtype == "int64" else np.inf
+        bad = np.isnan(numbers) if column.name in MAY_BE_INFINITE else ~(np.abs(numbers) < limit)
+        if bad.any():
+            row = int(np.argmax(bad))
             raise BadInputError(
-                f"{where}: {column.label}", "numbers", f"{out[column.name].iloc[row]!r} in row {row + 1}"
+                f"{where}: {column.label}", "numbers", f"{str(out[column.name].iloc[row])[:80]!r} in row {row + 1}"
             )
         out[column.name] = values.astype("int64" if column.dtype == "int64" else "float64")
     return out
@@ -268,8 +277,9 @@ def image_reads(image_names: Sequence[str], base: Path) -> tuple[ImageFile, ...]
     reads: list[tuple[str, list[int]]] = []
     for name in image_names:
         section, at, stack = name.partition("@")
-        if not at or not section.isdigit() or int(section) < 1:
-            raise BadInputError("_rlnImageName", "section@stack with sections from 1", repr(name))
+        digits = section.lstrip("0") if section.isascii() and section.isdigit() else ""
+        if not at or not digits or len(digits) > MOST_DIGITS:
+            raise BadInputError("_rlnImageName", "section@stack with sections from 1", repr(name[:80]))
         path = str(base / stack)
         if not reads or reads[-1][0] != path:
             reads.append((path, []))

@@ -1,15 +1,30 @@
 """TIFF images, one page or many."""
 
+import lzma
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 
 from cryoseg_dist.errors import BadInputError
+from cryoseg_dist.formats.memory import require_room
 
 MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 # Whatever a decoder may raise on damaged data.
-DAMAGE = (tifffile.TiffFileError, ValueError, OSError, IndexError, KeyError, TypeError, RuntimeError, MemoryError)
+DAMAGE = (
+    tifffile.TiffFileError, ValueError, OSError, IndexError, KeyError, TypeError, RuntimeError, MemoryError, EOFError,
+    ArithmeticError, AttributeError, AssertionError, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+# Compressions whose decoders stop at no size: Deflate (two numbers) and LZMA.
+UNBOUNDED: dict[int, Callable[[], Any]] = {
+    8: zlib.decompressobj,
+    32946: zlib.decompressobj,
+    34925: lzma.LZMADecompressor,
+}
+_BLOCK = 1 << 20
 
 
 def is_tiff(start: bytes) -> bool:
@@ -48,6 +63,44 @@ def tiff_header(path: Path) -> tuple[tuple[int, int, int], str, float | None]:
         raise BadInputError(str(path), "a readable TIFF", f"{type(fault).__name__}: {fault}") from None
 
 
+def _check_page(path: Path, handle: Any, number: int) -> None:
+    """Refuse a page whose pixels are not all in the file, or that swells to more than its pixels.
+
+    tifffile fills missing strips with zeros, which would pass for an image.
+    """
+    page, held = handle.pages[number], path.stat().st_size
+    if len(page.shape) != 2:
+        raise BadInputError(str(path), "grey images", f"pages of shape {page.shape}")
+    strips = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    plain = int(page.compression) == 1
+    if (
+        len(strips) != int(np.prod(page.chunked))
+        or any(start < 0 or size <= 0 or start + size > held for start, size in strips)
+        or (plain and 8 * sum(size for _, size in strips) < page.size * page.bitspersample)
+    ):
+        raise BadInputError(
+            str(path), f"{len(handle.pages)} whole pages", f"an end within page {number + 1}", "The file is truncated."
+        )
+    if int(page.compression) in UNBOUNDED:
+        most = int(np.prod(page.chunks)) * max(1, page.dtype.itemsize)
+        for start, size in strips:
+            handle.filehandle.seek(start)
+            if _swollen(handle.filehandle.read(size), UNBOUNDED[int(page.compression)](), most):
+                raise BadInputError(str(path), f"strips of {most} bytes", "more", "The file is damaged.")
+
+
+def _swollen(data: bytes, decoder: Any, most: int) -> bool:
+    """Whether compressed data hold more than ``most`` bytes; they are never held together."""
+    total = len(decoder.decompress(data, _BLOCK))
+    while total <= most and not decoder.eof:
+        rest = getattr(decoder, "unconsumed_tail", b"")
+        piece = decoder.decompress(rest, _BLOCK)
+        if not piece and not rest:
+            break
+        total += len(piece)
+    return total > most
+
+
 def read_tiff(path: Path, sections: tuple[int, ...] | None = None) -> np.ndarray:
     """Read pages in their own dtype.
 
@@ -67,14 +120,9 @@ def read_tiff(path: Path, sections: tuple[int, ...] | None = None) -> np.ndarray
             outside = [s for s in wanted if not 0 <= s < total]
             if outside:
                 raise BadInputError(str(path), f"sections 1 to {total}", f"section {outside[0] + 1}")
-            held = path.stat().st_size
             for s in wanted:
-                # tifffile fills missing strips with zeros, which would pass for an image.
-                ends = (a + b for a, b in zip(handle.pages[s].dataoffsets, handle.pages[s].databytecounts, strict=True))
-                if max(ends, default=held + 1) > held:
-                    raise BadInputError(
-                        str(path), f"{total} whole pages", f"an end within page {s + 1}", "The file is truncated."
-                    )
+                _check_page(path, handle, s)
+            require_room(str(path), 2 * sum(handle.pages[s].nbytes for s in wanted))
             pages = [np.asarray(handle.pages[s].asarray()) for s in wanted]
     except DAMAGE as fault:
         raise BadInputError(str(path), "a readable TIFF", f"{type(fault).__name__}: {fault}") from None

@@ -87,7 +87,7 @@ class EngineSettings(Settings):
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs (or a share of one) an actor takes."""
     dask_address: str | None = None
-    """Address of a running Dask scheduler that sums Fourier space."""
+    """Address of a running Dask scheduler that sums Fourier space, or its scheduler file (.json)."""
     dask_workers: int | None = Field(default=None, ge=0)
     """Dask workers started inside Ray actors for that, without ``dask_address``; 0 for threads of the driver. When not given:
     one for every two cores of a Ray cluster (``ray_address``), threads otherwise."""

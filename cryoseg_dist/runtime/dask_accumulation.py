@@ -60,7 +60,7 @@ class Accumulation:
     slabs : int
         Pieces of the first axis that are merged independently.
     address : str, optional
-        A running Dask scheduler; threads of this process when not given.
+        A running Dask scheduler, or its scheduler file (``.json``); threads of this process when not given.
     security : optional
         What :class:`distributed.Client` needs to connect to it.
     """
@@ -147,7 +147,8 @@ class Accumulation:
             return None, desk.take
         from distributed import Client
 
-        client = stack.enter_context(Client(self.address, security=self.security, set_as_default=False))
+        place = {"scheduler_file" if self.address.endswith(".json") else "address": self.address}
+        client = stack.enter_context(Client(**place, security=self.security, set_as_default=False))
         topic = f"folds-{uuid4().hex}"
         client.subscribe_topic(topic, lambda event: desk.take(_mark(event[1])))
         return client, _ToScheduler(topic)

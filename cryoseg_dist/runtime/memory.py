@@ -4,13 +4,10 @@ Plain arithmetic on the box, so that what does not fit is refused with its figur
 The model counts arrays that live together; a process needs ``PROCESS`` beside them.
 """
 
-import contextlib
 from dataclasses import dataclass
-from pathlib import Path
-
-import psutil
 
 from cryoseg_dist.errors import SettingsError
+from cryoseg_dist.formats.memory import free_bytes
 
 GIB = 2**30
 # A Python process with its libraries loaded.
@@ -100,13 +97,8 @@ def finishing_bytes(size: int, padding: int, *, groups: int) -> int:
 
 
 def available_bytes() -> int:
-    """Free memory of this machine, or of the container where that is less."""
-    free = int(psutil.virtual_memory().available)
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    # No such file, or "max": no limit.
-    with contextlib.suppress(OSError, ValueError):
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return int(SHARE * free)
+    """What may be planned with of the free memory of this machine or container."""
+    return int(SHARE * free_bytes())
 
 
 def plan_memory(

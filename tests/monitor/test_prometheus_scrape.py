@@ -101,10 +101,10 @@ def test_prometheus_scrapes_a_run_and_its_resume(prometheus: tuple[int, int], tm
     eventually(port, "cryoseg_unit_duration_seconds_count", {("ingest",): 4, ("ctf",): 3})
     eventually(port, "cryoseg_micrographs_accepted", {(): len(fits.accepted)})
     eventually(port, "cryoseg_run_end_timestamp_seconds > bool cryoseg_run_start_timestamp_seconds", {(): 1})
-    # Bad input beyond a fifth: the alert waits for its ten minutes.
+    # Bad input beyond a fifth: the alert waits for its ten minutes. Those of the disk depend on who else uses it.
     alerts = []
     for _ in range(60):
-        alerts = ask(port, "alerts")["alerts"]
+        alerts = [a for a in ask(port, "alerts")["alerts"] if "Disk" not in a["labels"]["alertname"]]
         if alerts:
             break
         time.sleep(0.5)

@@ -1,0 +1,239 @@
+"""The profiles of ``cluster/``: settings that are taken, scripts that do what they say, Dask's run for real."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import yaml
+from deploy_manifests import TOP
+from test_slurm_scripts import shellcheck
+
+from cryoseg_dist.pipeline.config import build_settings, merge
+from cryoseg_dist.runtime.dask_accumulation import Accumulation
+from cryoseg_dist.store.project import Project
+from tests.runtime.engine_stages import Noise, folds
+
+CLUSTER = TOP / "cluster"
+PROFILES = sorted(CLUSTER.rglob("*.toml"))
+SCRIPTS = sorted(p for p in CLUSTER.rglob("*.sh") if p.parent.name != "slurm")
+NEEDED = {"data": {"pixel_size": 1.0, "voltage": 300, "spherical_aberration": 2.7}}
+DASK_METRICS = re.compile(r"dask_scheduler_[a-z_]+")
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.parent.name)
+def test_settings_are_taken(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    held = tomllib.loads(text)
+    assert held
+    built = build_settings(merge(NEEDED, held)).model_dump()
+    for section, values in held.items():
+        assert values.items() <= built[section].items()
+    assert text.startswith("#")
+
+
+def test_scripts_pass_the_linter_and_the_shell() -> None:
+    assert {p.parent.name for p in SCRIPTS} == {"ray", "dask", "storage"}
+    done = shellcheck(*SCRIPTS)
+    assert (done.stdout, done.returncode) == ("", 0)
+    for path in SCRIPTS:
+        assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+
+
+def test_ray_takes_the_cluster_file(tmp_path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    text = (CLUSTER / "ray" / "on-premises.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    validate_config(prepare_config(yaml.safe_load(text)))
+    with pytest.raises(Exception, match="head_start"):
+        validate_config(prepare_config({**config, "head_start": []}))
+    for source in config["file_mounts"].values():
+        assert source.startswith("~") or (TOP / source).is_file()
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert "CRYOSEG_TOKEN_FILE=/home/cryoseg/ray-token" in commands[-1]
+
+
+class Stage:
+    """A folder of stand-ins that a shell finds first; they write down how they were called."""
+
+    def __init__(self, folder: Path, *names: str) -> None:
+        self.folder = folder
+        for name in names:
+            path = folder / name
+            body = f'echo "{name} $*" >> {folder}/calls\nenv | grep -E "^(RAY|DASK|NUMBA)" >> {folder}/calls\nexit 0\n'
+            path.write_text(f"#!/usr/bin/env bash\n{body}")
+            path.chmod(0o755)
+
+    def run(self, *command: str | Path, **variables: str) -> tuple[int, str]:
+        environment = {"PATH": f"{self.folder}:{os.environ['PATH']}", "HOME": str(self.folder), **variables}
+        done = subprocess.run(
+            list(map(str, command)), env=environment, cwd=self.folder, capture_output=True, text=True, timeout=30
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def calls(self) -> str:
+        path = self.folder / "calls"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text("0" * 64)
+    path.chmod(0o600)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("role", "says"),
+    [(("head",), "ray start --head --port 6379 --num-cpus 0"), (("worker", "n0"), "ray start --address n0:6379 ")],
+)
+def test_a_ray_node_starts_with_the_token_and_known_ports(
+    tmp_path: Path, token: Path, role: tuple[str, ...], says: str
+) -> None:
+    stage = Stage(tmp_path, "ray")
+    script = CLUSTER / "ray" / "node.sh"
+    scratch = Path(f"/tmp/cs{os.getpid()}")
+    given = {
+        "CRYOSEG_TOKEN_FILE": str(token),
+        "CRYOSEG_NODE_ADDRESS": "10.1.2.3",
+        "RAY_AUTH_TOKEN": "other",
+        "CRYOSEG_SCRATCH": str(scratch),
+    }
+    assert stage.run("bash", script, *role, **given) == (0, "")
+    calls = stage.calls()
+    assert says in calls
+    assert "--node-ip-address 10.1.2.3" in calls
+    assert "RAY_AUTH_MODE=token" in calls
+    assert f"RAY_AUTH_TOKEN_PATH={token}" in calls
+    assert "RAY_AUTH_TOKEN=" not in calls
+    assert ("--dashboard-host 127.0.0.1" in calls) == (role[0] == "head")
+    shutil.rmtree(scratch)
+    token.chmod(0o644)
+    code, out = stage.run("bash", script, *role, **given)
+    assert code == 2
+    assert "chmod 600" in out
+    token.write_text("")
+    assert stage.run("bash", script, *role, **given)[0] == 2
+    assert stage.run("bash", script, "both", **given)[0] == 2
+
+
+def test_a_folder_on_lustre_is_striped_before_its_first_run_only(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "lfs")
+    project = tmp_path / "P"
+    assert stage.run(CLUSTER / "storage" / "lustre.sh", project)[0] == 0
+    assert f"lfs setstripe --stripe-count 1 --stripe-size 4M {project}\n" in stage.calls()
+    Project(project, create=True)
+    code, out = stage.run(CLUSTER / "storage" / "lustre.sh", project)
+    assert code == 2
+    assert "has data already" in out
+
+
+def test_scratch_goes_to_the_local_disk(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "ray")
+    script = f"source {CLUSTER / 'storage' / 'local-nvme.sh'} {tmp_path} && ray"
+    assert stage.run("bash", "-euc", script) == (0, "")
+    calls = stage.calls()
+    assert f"NUMBA_CACHE_DIR={tmp_path}/cryoseg-" in calls
+    # Sockets would not fit below a path of this length.
+    assert re.search(r"RAY_TMPDIR=/tmp/cryoseg-ray-\w+$", calls, re.MULTILINE)
+    assert stage.run("bash", "-euc", script.replace(str(tmp_path) + " ", "/none "))[0] != 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def dask_cluster(tmp_path: Path) -> Iterator[tuple[Path, Path, int]]:
+    """Scheduler file, folder of the configuration and port of the pages of a cluster that the scripts started."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is absent: Dask was not run with certificates")
+    scripts, keys, file = CLUSTER / "dask", tmp_path / "keys", tmp_path / "scheduler.json"
+    subprocess.run([scripts / "certificates.sh", keys], check=True, capture_output=True)
+    assert (keys / "node.key").stat().st_mode & 0o77 == 0
+    config = tmp_path / "config"
+    config.mkdir()
+    text = (scripts / "dask.yaml").read_text(encoding="utf-8")
+    (config / "dask.yaml").write_text(text.replace("/etc/cryoseg/dask", str(keys)))
+    pages = free_port()
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(TOP),
+        "DASK_CONFIG": str(config),
+        "CRYOSEG_DASK_PORT": str(free_port()),
+        "CRYOSEG_DASK_DASHBOARD": str(pages),
+        "CRYOSEG_SCRATCH": str(tmp_path),
+    }
+    log = (tmp_path / "log").open("w")
+    started = []
+    try:
+        for command in ([scripts / "scheduler.sh", file], [scripts / "worker.sh", file, "1"]):
+            started.append(
+                subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path)
+            )
+            deadline = time.monotonic() + 60
+            while not file.exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+        assert file.exists(), (tmp_path / "log").read_text()
+        yield file, config, pages
+    finally:
+        for process in reversed(started):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in started:
+            process.wait(30)
+        log.close()
+
+
+SUM = """
+import sys
+from pathlib import Path
+import numpy as np
+from cryoseg_dist.runtime.dask_accumulation import Accumulation
+from tests.runtime.engine_stages import Noise, folds
+sums = Accumulation(Path(sys.argv[1]), address=sys.argv[3]).sums(Noise(sys.argv[2]), {"a": folds(5)})
+np.save(sys.argv[4], sums["a"])
+"""
+
+
+def test_a_site_that_runs_dask_sums_with_certificates_alone(
+    dask_cluster: tuple[Path, Path, int], tmp_path: Path
+) -> None:
+    file, config, pages = dask_cluster
+    root, made, out = tmp_path / "P", tmp_path / "made", tmp_path / "sum.npy"
+    Project(root, create=True)
+    made.mkdir()
+    command = [sys.executable, "-c", SUM, root, made, file, out]
+    environment = {**os.environ, "PYTHONPATH": str(TOP), "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
+    given = {**environment, "DASK_CONFIG": str(config)}
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=False, timeout=90)
+    assert done.returncode == 0, done.stderr[-2000:] + (tmp_path / "log").read_text()[-2000:]
+    threads = Accumulation(root).sums(Noise(str(made)), {"a": folds(5)})["a"]
+    np.testing.assert_array_equal(np.load(out), threads)
+    # What the dashboards ask Dask for is what its scheduler says of itself.
+    boards = (TOP / "deploy" / "monitoring" / "dashboards").glob("*.json")
+    wanted = {name for path in boards for name in DASK_METRICS.findall(path.read_text(encoding="utf-8"))}
+    with urlopen(f"http://127.0.0.1:{pages}/metrics", timeout=10) as answer:
+        said = answer.read().decode()
+    assert wanted
+    assert all(name in said for name in wanted)
+    # Who has no certificate is not let in.
+    out.unlink()
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=90)
+    assert refused.returncode != 0
+    assert re.search(r"(?i)tls|ssl|certificate", refused.stderr)
+    assert not out.exists()
