@@ -9,9 +9,13 @@ from torch import Tensor
 
 
 def empty_accumulator(size: int, padding: int = 2, device: torch.device | str = "cpu") -> Tensor:
-    """An accumulator of zeros for images of ``size`` pixels; its extent is even."""
+    """An accumulator of zeros for images of ``size`` pixels; its extent is even.
+
+    On a GPU voxels lie four floats apart, so that one vector addition reaches a voxel.
+    """
     m = padded_extent(size, padding)
-    return torch.zeros((m, m, m // 2 + 1, 3), device=device)
+    apart = 3 if torch.device(device).type == "cpu" else 4
+    return torch.zeros((m, m, m // 2 + 1, apart), device=device)[..., :3]
 
 
 def padded_extent(size: int, padding: int) -> int:

@@ -171,6 +171,37 @@ def ctf_pixels(
     y, x = ky.to(torch.float32) * scale, kx.to(torch.float32) * scale
     k2 = x * x + y * y
     basis = torch.stack((k2, x * x - y * y, 2.0 * x * y, torch.ones_like(k2), k2 * k2))
+    factors = phase_factors(
+        defocus_u,
+        defocus_v,
+        defocus_angle,
+        phase_shift,
+        voltage=voltage,
+        spherical_aberration=spherical_aberration,
+        amplitude_contrast=amplitude_contrast,
+    )
+    chi = factors @ basis
+    return torch.sin(chi if offset is None else chi - offset)
+
+
+def phase_factors(
+    defocus_u: Tensor,
+    defocus_v: Tensor,
+    defocus_angle: Tensor,
+    phase_shift: Tensor,
+    *,
+    voltage: float | Tensor,
+    spherical_aberration: float | Tensor,
+    amplitude_contrast: float | Tensor,
+) -> Tensor:
+    """What :func:`aberration_phase` multiplies ``k^2``, ``x^2 - y^2``, ``2 x y``, 1 and ``k^4`` with, frequencies in 1/A.
+
+    Parameters are those of :func:`ctf_pixels`.
+
+    Returns
+    -------
+    Tensor, float32, shape (n, 5)
+    """
     u, v, angle, phase = (t.to(torch.float32) for t in (defocus_u, defocus_v, defocus_angle, phase_shift))
     kilovolts, cs, contrast = (
         torch.as_tensor(t, dtype=torch.float64).expand(u.shape)
@@ -179,7 +210,7 @@ def ctf_pixels(
     lam = wavelength(kilovolts)
     half = (0.5 * math.pi * lam).to(u)
     double = 2.0 * torch.deg2rad(angle)
-    factors = torch.stack(
+    return torch.stack(
         (
             half * (u + v),
             half * (u - v) * torch.cos(double),
@@ -189,5 +220,3 @@ def ctf_pixels(
         ),
         dim=1,
     )
-    chi = factors @ basis
-    return torch.sin(chi if offset is None else chi - offset)

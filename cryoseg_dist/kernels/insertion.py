@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cryoseg_dist.kernels.insertion_numba import insert_numba
 from cryoseg_dist.kernels.insertion_torch import insert_torch
+from cryoseg_dist.kernels.triton_support import has_triton
 
 
 def insert(
@@ -48,4 +49,6 @@ def insert(
     which = torch.arange(q, device=device) if pose_image is None else pose_image
     share = torch.ones(q, device=device) if pose_weight is None else pose_weight
     run = insert_numba if device.type == "cpu" else insert_torch
+    if has_triton(device):
+        from cryoseg_dist.kernels.insertion_triton import insert_triton as run
     run(accumulator, images, weights, which, rotations, shifts_px, share, ky, kx, size, padding)

@@ -6,7 +6,8 @@ small one without the shifts. Fourier pixels are those of ``slices.disc_pixels``
 one component (real or imaginary) of the noise.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -49,14 +50,14 @@ def observe(images: Tensor, ctf: Tensor, noise: Tensor) -> Observations:
 
 
 def shift_phases(shifts_px: Tensor, ky: Tensor, kx: Tensor, size: int) -> Tensor:
-    """Phase factors that add ``shifts_px`` (x, y) to an image; shape (t, 2) to complex64 (t, p)."""
-    angle = (shifts_px[:, 0, None] * kx + shifts_px[:, 1, None] * ky) * (-2.0 * torch.pi / size)
+    """Phase factors that add ``shifts_px`` (x, y) to an image; shape (..., t, 2) to complex64 (..., t, p)."""
+    angle = (shifts_px[..., 0, None] * kx + shifts_px[..., 1, None] * ky) * (-2.0 * torch.pi / size)
     return torch.polar(torch.ones_like(angle), angle)
 
 
 def as_real(values: Tensor) -> Tensor:
-    """Complex (..., p) to real (..., 2 p), real parts first."""
-    return torch.cat((values.real, values.imag), dim=-1)
+    """Complex (..., p) to real (..., 2 p)."""
+    return torch.view_as_real(values.contiguous()).flatten(-2)
 
 
 def correlate(observations: Observations, phases: Tensor, references: Tensor) -> Tensor:
@@ -65,21 +66,27 @@ def correlate(observations: Observations, phases: Tensor, references: Tensor) ->
     Parameters
     ----------
     observations : Observations
-    phases : Tensor, complex64, shape (t, p)
-    references : Tensor, complex64, shape (r, p)
+    phases : Tensor, complex64, shape (t, p) or (b, t, p)
+        Of shifts that all images share, or of each image's own.
+    references : Tensor, complex64, shape (r, p) or (b, r, p)
+        Likewise.
 
     Returns
     -------
     Tensor, float32, shape (b, t, r)
     """
     shifted = as_real(observations.data[:, None] * phases)
-    b, t, n = shifted.shape
-    return (shifted.reshape(b * t, n) @ as_real(references).T).reshape(b, t, -1)
+    if references.ndim == 2:
+        return (shifted.flatten(0, 1) @ as_real(references).T).unflatten(0, shifted.shape[:2])
+    return shifted @ as_real(references).mT
 
 
 def reference_energy(observations: Observations, references: Tensor) -> Tensor:
     """``<W, |P_R|^2>``, shape (b, r)."""
-    return observations.weight @ (references.real.square() + references.imag.square()).T
+    power = references.real.square() + references.imag.square()
+    if references.ndim == 2:
+        return observations.weight @ power.T
+    return (power @ observations.weight[..., None])[..., 0]
 
 
 def log_likelihood(
@@ -89,6 +96,8 @@ def log_likelihood(
 
     Parameters
     ----------
+    observations, phases, references
+        As of :func:`correlate`.
     any_scale : bool
         Maximise over a positive scale of the reference for each image and pose, for references whose grey
         scale is not that of the images.
@@ -123,8 +132,10 @@ class Best:
     rotation: Tensor
     log_sum: Tensor
 
-    def __getitem__(self, index: slice) -> "Best":
-        return Best(self.score[index], self.shift[index], self.rotation[index], self.log_sum[index])
+
+def joined(parts: Sequence[Best]) -> Best:
+    """Those of all images, given those of some after those of others, equally many poses of each."""
+    return Best(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Best)))
 
 
 def search(
@@ -142,7 +153,7 @@ def search(
     ----------
     observations : Observations
     phases : Tensor, complex64, shape (t, p)
-    reference_chunks : list of Tensor, complex64, shape (r_i, p)
+    reference_chunks : list of Tensor, complex64, shape (r_i, p) or (b, r_i, p)
         Numbered through.
     keep : int
         Poses kept an image.
@@ -155,7 +166,7 @@ def search(
         score = log_likelihood(observations, phases, references, any_scale=any_scale)
         if prior is not None:
             score += prior[..., None]
-        n_references = references.shape[0]
+        n_references = references.shape[-2]
         flat = score.flatten(1)
         top = flat.topk(min(keep, flat.shape[1]), dim=1)
         found = Best(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cryoseg_dist.kernels.aberrations import antisymmetric_phase, symmetric_phase
-from cryoseg_dist.kernels.ctf import ctf_pixels
+from cryoseg_dist.kernels.ctf import ctf_pixels, phase_factors
 from cryoseg_dist.schema.optics import Optics
 
 
@@ -48,31 +48,47 @@ class Microscope:
                 )
                 for g in self.groups
             ]
-            self._odd = torch.polar(torch.ones(()).double(), -torch.stack(phases)).to(torch.complex64)
+            angle = -torch.stack(phases)
+            self._odd = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
-    def _group(self, columns: Tensor) -> Tensor:
+    @property
+    def even(self) -> Tensor | None:
+        """Radians that even aberrations take from the phase, float32, shape (groups, p); nothing where there are none."""
+        return self._even
+
+    @property
+    def odd(self) -> Tensor | None:
+        """Factors that undo odd aberrations, complex64, shape (groups, p); nothing where there are none."""
+        return self._odd
+
+    def group(self, columns: Tensor) -> Tensor:
+        """Group of each image, int64, shape (n,), in the memory of the processor."""
         return columns[:, 4].long().cpu() if columns.shape[1] > 4 else torch.zeros(len(columns), dtype=torch.int64)
+
+    def _constants(self, columns: Tensor) -> dict[str, Tensor]:
+        values = torch.tensor(
+            [(g.voltage, g.spherical_aberration, g.amplitude_contrast) for g in self.groups], dtype=torch.float64
+        )[self.group(columns)]
+        return {"voltage": values[:, 0], "spherical_aberration": values[:, 1], "amplitude_contrast": values[:, 2]}
+
+    def phase_factors(self, columns: Tensor) -> Tensor:
+        """Those of :func:`~cryoseg_dist.kernels.ctf.phase_factors`, shape (n, 5)."""
+        return phase_factors(*columns[:, :4].to(self._ky.device).unbind(1), **self._constants(columns))
 
     def ctf(self, columns: Tensor) -> Tensor:
         """Transfer functions, float32, shape (n, p)."""
-        of = self._group(columns)
-        values = torch.tensor(
-            [(g.voltage, g.spherical_aberration, g.amplitude_contrast) for g in self.groups], dtype=torch.float64
-        )[of]
         return ctf_pixels(
             self._ky,
             self._kx,
             self._size,
             self.groups[0].pixel_size,
             *columns[:, :4].to(self._ky.device).unbind(1),
-            voltage=values[:, 0],
-            spherical_aberration=values[:, 1],
-            amplitude_contrast=values[:, 2],
-            offset=None if self._even is None else self._even[of],
+            **self._constants(columns),
+            offset=None if self._even is None else self._even[self.group(columns)],
         )
 
     def in_phase(self, spectra: Tensor, columns: Tensor) -> Tensor:
         """Spectra (n, p) without the phase errors of odd aberrations; themselves where there are none."""
         if self._odd is None:
             return spectra
-        return spectra * self._odd[self._group(columns)]
+        return spectra * self._odd[self.group(columns)]

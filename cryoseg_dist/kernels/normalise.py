@@ -17,7 +17,7 @@ def robust_standardise(image: Tensor) -> tuple[Tensor, float, float]:
     """
     flat = image.flatten()
     sample = flat[:: max(1, flat.numel() // 500_000)].to(torch.float32)
-    low, middle, high = torch.quantile(sample, torch.tensor([0.25, 0.5, 0.75])).tolist()
+    low, middle, high = torch.quantile(sample, torch.tensor([0.25, 0.5, 0.75], device=sample.device)).tolist()
     deviation = (high - low) / 1.349
     return (image - middle) / (deviation if deviation > 0 else 1.0), middle, deviation
 
@@ -46,8 +46,8 @@ def network_input(image: Tensor, diameter_px: float, protein_dark: bool) -> Tens
     height, width = standard.shape
     pad_y, pad_x = min(height // 8, 32), min(width // 8, 32)
     framed = torch.nn.functional.pad(standard[None, None], (pad_x, pad_x, pad_y, pad_y), mode="reflect")[0, 0]
-    fy = torch.fft.fftfreq(framed.shape[0])[:, None]
-    fx = torch.fft.rfftfreq(framed.shape[1])[None, :]
+    fy = torch.fft.fftfreq(framed.shape[0], device=framed.device)[:, None]
+    fx = torch.fft.rfftfreq(framed.shape[1], device=framed.device)[None, :]
     sigma = 1.0 / (4.0 * diameter_px)
     high_pass = 1.0 - torch.exp(-(fx * fx + fy * fy) / (2.0 * sigma * sigma))
     flat = torch.fft.irfft2(torch.fft.rfft2(framed) * high_pass, s=framed.shape)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cryoseg_dist.kernels.fourier import to_fourier
+from cryoseg_dist.kernels.triton_support import has_triton
 
 
 def pad_volume(volume: Tensor, padding: int) -> Tensor:
@@ -184,6 +185,10 @@ def project_pixels(reference: Tensor, rotations: Tensor, ky: Tensor, kx: Tensor,
     """
     r = rotations.to(torch.float32).contiguous()
     if reference.device.type != "cpu":
+        if has_triton(reference.device):
+            from cryoseg_dist.kernels.slices_triton import project_triton
+
+            return project_triton(reference, r, ky, kx, padding)
         return _project_pixels_torch(reference, r, ky, kx, padding)
     out = torch.empty((r.shape[0], ky.shape[0], 2))
     flat = torch.view_as_real(reference.contiguous()).reshape(-1)

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from cryoseg_dist.kernels.accumulator import empty_accumulator, enforce_friedel
 from cryoseg_dist.kernels.finishing import finish, shell_weights
-from cryoseg_dist.kernels.fourier import to_fourier
 from cryoseg_dist.kernels.insertion import insert
 from cryoseg_dist.kernels.microscope import Microscope
-from cryoseg_dist.kernels.slices import disc_pixels, take_pixels
+from cryoseg_dist.kernels.slices import disc_pixels
 from cryoseg_dist.kernels.so3 import euler_to_matrix
 from cryoseg_dist.kernels.symmetrisation import symmetrise
 from cryoseg_dist.kernels.symmetry import operators
+from cryoseg_dist.kernels.weighing import weigh
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.schema.work import Read, Unit
 
-# Images transformed and inserted at once: few for the cache, more so that insertion can order its pixels.
-TRANSFORMED, INSERTED = 32, 256
+# Images inserted at once: enough that insertion can order their pixels, and more so that a GPU finds its cache warm.
+INSERTED, INSERTED_GPU = 256, 2048
 
 
 class ReconstructSettings(Settings):
@@ -83,11 +83,13 @@ class FoldStage:
 
     def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sum over one fold, float32, of ``partial_shape``."""
-        total = empty_accumulator(self.size, self.padding)
-        ky, kx = disc_pixels(self.size, self.max_shell or self.size / 2)
-        # Line by line, so that neighbours in memory follow one another.
-        order = torch.argsort(ky * self.size + kx)
-        ky, kx = ky[order], kx[order]
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        total = empty_accumulator(self.size, self.padding, device)
+        ky, kx = disc_pixels(self.size, self.max_shell or self.size / 2, device)
+        if device.type == "cpu":
+            # Line by line, so that neighbours in memory follow one another; a GPU takes ring after ring.
+            order = torch.argsort(ky * self.size + kx)
+            ky, kx = ky[order], kx[order]
         inverse_noise = self._inverse_noise(int(unit.parameters["half"]), ky, kx)
         microscope = Microscope(self.optics, self.size, ky, kx)
         for i, part in enumerate(unit.parameters["parts"]):
@@ -95,7 +97,7 @@ class FoldStage:
             images = images if rows is None else images[np.asarray(rows)]
             poses = inputs[f"poses/{i}"][0, : len(images)] if f"poses/{i}" in inputs else part["poses"]
             self._insert(total, images, np.asarray(part["ctf"]), np.asarray(poses), inverse_noise, microscope, ky, kx)
-        return total.numpy()
+        return total.contiguous().cpu().numpy()
 
     def _insert(
         self,
@@ -108,10 +110,14 @@ class FoldStage:
         ky: Tensor,
         kx: Tensor,
     ) -> None:
-        for first in range(0, len(images), INSERTED):
-            rows = slice(first, first + INSERTED)
-            data, weights = self._weighted(images[rows], transfer[rows], inverse_noise, microscope, ky, kx)
-            pose = torch.from_numpy(poses[rows].astype(np.float32))
+        device = total.device
+        at_once = INSERTED if device.type == "cpu" else INSERTED_GPU
+        for first in range(0, len(images), at_once):
+            rows = slice(first, first + at_once)
+            columns = torch.from_numpy(transfer[rows].astype(np.float32))
+            some = torch.from_numpy(images[rows]).to(device)
+            data, weights = weigh(some, microscope, columns, inverse_noise, ky, kx)
+            pose = torch.from_numpy(poses[rows].astype(np.float32)).to(device)
             image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
             used = pose[image, slot]
             insert(
@@ -128,32 +134,11 @@ class FoldStage:
                 pose_weight=used[:, 11],
             )
 
-    def _weighted(
-        self,
-        images: np.ndarray,
-        transfer: np.ndarray,
-        inverse_noise: Tensor,
-        microscope: Microscope,
-        ky: Tensor,
-        kx: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Transforms times CTF, and CTF squared, over the noise."""
-        data = torch.empty((len(images), len(ky)), dtype=torch.complex64)
-        weights = torch.empty((len(images), len(ky)))
-        for first in range(0, len(images), TRANSFORMED):
-            rows = slice(first, first + TRANSFORMED)
-            x = take_pixels(to_fourier(torch.from_numpy(images[rows].astype(np.float32))), ky, kx)
-            columns = torch.from_numpy(transfer[rows].astype(np.float32))
-            c, x = microscope.ctf(columns), microscope.in_phase(x, columns)
-            torch.mul(x, c * inverse_noise, out=data[rows])
-            torch.mul(c, c * inverse_noise, out=weights[rows])
-        return data, weights
-
     def _inverse_noise(self, half: int, ky: Tensor, kx: Tensor) -> Tensor:
         if self.noise is None:
-            return torch.ones(ky.shape)
+            return torch.ones(ky.shape, device=ky.device)
         shell = torch.round((ky * ky + kx * kx).float().sqrt()).long().clamp(max=self.size // 2)
-        return (1.0 / torch.from_numpy(self.noise[half]))[shell]
+        return (1.0 / torch.from_numpy(self.noise[half]).to(ky.device))[shell]
 
 
 def complete(total: np.ndarray, symmetry: str, size: int, padding: int) -> Tensor:

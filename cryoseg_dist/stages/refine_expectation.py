@@ -12,8 +12,9 @@ from torch import Tensor
 from cryoseg_dist.kernels.fourier import to_fourier
 from cryoseg_dist.kernels.mask import soft_sphere
 from cryoseg_dist.kernels.matching import (
+    Best,
     Observations,
-    log_likelihood,
+    joined,
     observe,
     search,
     shift_phases,
@@ -26,6 +27,7 @@ from cryoseg_dist.kernels.orientation_grid import (
     orientation_grid,
     subdivide,
 )
+from cryoseg_dist.kernels.second_pass import FineSlices, first_distinct, split_cells
 from cryoseg_dist.kernels.slices import disc_pixels, prepare_volume, project_pixels, take_pixels
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import Read, Unit, UnitResult
@@ -37,8 +39,9 @@ CTF_COLUMNS = ("defocus_u", "defocus_v", "defocus_angle", "phase_shift")
 BATCH, CHUNK = 48, 4096
 # Poses of the first pass that the second may refine, and their distinct rotations and shifts.
 CANDIDATES, MOST_ROTATIONS, MOST_SHIFTS = 256, 48, 12
-# Slices of the second pass that a worker keeps for other particles, of each map.
-KEPT_BYTES = 256 * 2**20
+# Slices of the second pass that a worker keeps for other particles, of each map, and those of single particles.
+KEPT_BYTES, OWN_BYTES = 256 * 2**20, 32 * 2**20
+GPU_BATCH = 512
 
 
 def batch_images(parameters: Mapping[str, Any], images: np.ndarray) -> np.ndarray:
@@ -139,17 +142,19 @@ class ExpectationStage:
         n_fine, n_coarse = (
             int((square <= shell * shell).sum()) for shell in (self.sampling.max_shell, self.sampling.coarse_shell)
         )
-        state = _State(size, volumes, ky, kx, n_fine, n_coarse, torch.empty((0, 3, 3)), [[] for _ in volumes], [])
+        room = room_on(ky.device)
+        children = subdivide(angular_step(self.sampling.order)).float().to(device)
+        nothing: list[list[Tensor]] = [[] for _ in volumes]
+        state = _State(size, volumes, ky, kx, n_fine, n_coarse, torch.empty((0, 3, 3)), nothing, [], children, room)
         if self.sampling.local:
             return state
         grid = orientation_grid(self.sampling.order, self.symmetry, torch.from_numpy(self.perturbation)).float()
+        grid = grid.to(device)
         slices = [
-            [project_pixels(v, part, ky[:n_coarse], kx[:n_coarse]) for part in grid.to(device).split(CHUNK)]
-            for v in volumes
+            [project_pixels(v, part, ky[:n_coarse], kx[:n_coarse]) for part in grid.split(CHUNK)] for v in volumes
         ]
-        children = subdivide(angular_step(self.sampling.order)).float().to(device)
-        fine = [_FineSlices(v, ky[:n_fine], kx[:n_fine], grid.to(device), children) for v in volumes]
-        return replace(state, grid=grid.to(device), slices=slices, fine=fine)
+        fine = [FineSlices(v, ky[:n_fine], kx[:n_fine], grid, children, room.kept) for v in volumes]
+        return replace(state, grid=grid, slices=slices, fine=fine)
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Poses of one batch of particles of one half set.
@@ -165,8 +170,9 @@ class ExpectationStage:
         half = int(unit.parameters["half"])
         sums = _Sums(state.size // 2 + 1)
         out = np.zeros((len(images), self.poses_kept, POSE_COLUMNS), dtype=np.float32)
-        for first in range(0, len(images), BATCH):
-            rows = slice(first, first + BATCH)
+        batch = state.room.batch
+        for first in range(0, len(images), batch):
+            rows = slice(first, first + batch)
             out[rows] = self._batch(images[rows], transfer[rows], last[rows], half, state, sums).numpy()
         written = np.zeros(unit.writes["poses"].shape, dtype=np.float32)
         written[0, : len(out)] = out
@@ -177,14 +183,15 @@ class ExpectationStage:
     ) -> Tensor:
         size, n = state.size, state.n_fine
         device = state.ky.device
+        images = images.to(device)
         microscope = Microscope(self.optics, size, state.ky, state.kx)
         c = microscope.ctf(transfer)
-        mask = soft_sphere(size, 0.5 * self.diameter / microscope.groups[0].pixel_size, 5.0, 2)
+        mask = soft_sphere(size, 0.5 * self.diameter / microscope.groups[0].pixel_size, 5.0, 2).to(device)
         # The last origin is applied once; shifts are searched around it.
         centre = last[:, 9:11].to(device)
         home = shift_phases(centre, state.ky, state.kx, size)
         home = microscope.in_phase(home, transfer)
-        seen = take_pixels(to_fourier((images * mask).to(device)), state.ky, state.kx)[:, :n] * home[:, :n]
+        seen = take_pixels(to_fourier(images * mask), state.ky, state.kx)[:, :n] * home[:, :n]
         noise = torch.from_numpy(self.noise[half]).to(device)[state.shell]
         observations = observe(seen, c[:, :n], noise[:n])
         rotations, shifts, scores = self._poses(observations, last, half, state)
@@ -192,7 +199,7 @@ class ExpectationStage:
         # Beyond that share of what was kept, poses would only take time.
         weights = weights * (weights.cumsum(dim=1) - weights < self.share)
         weights = weights / weights.sum(dim=1, keepdim=True)
-        whole = take_pixels(to_fourier(images.to(device)), state.ky, state.kx) * home
+        whole = take_pixels(to_fourier(images), state.ky, state.kx) * home
         sums.add(whole, c, rotations, shifts, centre, weights, scores, state, half, self.any_scale)
         poses = torch.cat((rotations.flatten(2), shifts + centre[:, None], weights[..., None]), dim=2)
         padded = torch.zeros((len(images), self.poses_kept, POSE_COLUMNS))
@@ -204,64 +211,63 @@ class ExpectationStage:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Best rotations (b, k, 3, 3), shifts in px (b, k, 2) and their log-likelihoods, best first."""
         s, device = self.sampling, state.ky.device
-        ky, kx = state.ky[: state.n_fine], state.kx[: state.n_fine]
-        step, volume, n = angular_step(s.order), state.volumes[half], state.n_coarse
+        ky, kx, n = state.ky[: state.n_fine], state.kx[: state.n_fine], state.n_coarse
         shifts = shift_grid(s.shift_range_px, s.shift_step_px).to(device)
         phases = shift_phases(shifts, ky[:n], kx[:n], state.size)
-        children = subdivide(step).float().to(device)
-        sub_shifts = 0.25 * s.shift_step_px * torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]], device=device)
-        n_images, k = observations.data.shape[0], self.poses_kept
-        out_r = torch.eye(3, device=device).repeat(n_images, k, 1, 1)
-        out_t = torch.zeros((n_images, k, 2), device=device)
-        out_s = torch.full((n_images, k), -torch.inf, device=device)
         centre = last[:, 9:11].to(device)
         prior = s.log_prior(centre[:, None] + shifts)
         coarse = observations.within(n)
-        around = torch.from_numpy(self.perturbation).float().to(device) @ neighbours(step, 3.0 * step).float().to(
-            device
-        )
-        if not s.local:
-            keep = CANDIDATES if s.two_passes else k
-            everywhere = search(coarse, phases, state.slices[half], keep, prior=prior, any_scale=self.any_scale)
+        if s.local:
+            around = self._around(last, device)
+            found = self._near(coarse, phases, around, prior, half, state)
+        else:
+            keep = CANDIDATES if s.two_passes else self.poses_kept
+            found = search(coarse, phases, state.slices[half], keep, prior=prior, any_scale=self.any_scale)
             if not s.two_passes:
-                found = everywhere
                 return state.grid[found.rotation], shifts[found.shift], found.score
-        for i in range(n_images):
-            one = observations[i : i + 1]
-            if s.local:
-                candidates = around @ last[i, :9].reshape(3, 3).to(device)
-                slices = [project_pixels(volume, candidates, ky[:n], kx[:n])]
-                here = slice(i, i + 1)
-                found = search(coarse[here], phases, slices, CANDIDATES, prior=prior[here], any_scale=self.any_scale)
-            else:
-                candidates, found = state.grid, everywhere[i : i + 1]
-            m = int(significant(found.score, found.log_sum, self.share)[0])
-            chosen_r = _first_distinct(found.rotation[0, :m], MOST_ROTATIONS)
-            chosen_t = _first_distinct(found.shift[0, :m], MOST_SHIFTS)
-            if s.local:
-                fine_r = (children @ candidates[chosen_r][:, None]).flatten(0, 1)
-                fine_slices = project_pixels(volume, fine_r, ky, kx)
-            else:
-                fine_r, fine_slices = state.fine[half].of(chosen_r)
-            fine_t = (shifts[chosen_t][:, None] + sub_shifts).flatten(0, 1)
-            score = log_likelihood(
-                one,
-                shift_phases(fine_t, ky, kx, state.size),
-                fine_slices,
-                any_scale=self.any_scale,
-            )[0]
-            score += s.log_prior(centre[i] + fine_t)[:, None]
-            top = score.flatten().topk(min(k, score.numel()))
-            j = len(top.values)
-            out_r[i, :j], out_t[i, :j] = fine_r[top.indices % score.shape[1]], fine_t[top.indices // score.shape[1]]
-            out_s[i, :j] = top.values
-        return out_r, out_t, out_s
+        count = significant(found.score, found.log_sum, self.share)
+        at = first_distinct(found.shift, count, MOST_SHIFTS)
 
+        def own_slices(rows: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+            rotations = (state.children @ around[rows[:, None], cells][:, :, None]).flatten(1, 2)
+            slices = project_pixels(state.volumes[half], rotations.flatten(0, 1), ky, kx)
+            return rotations, slices.unflatten(0, rotations.shape[:2])
 
-def _first_distinct(values: Tensor, most: int) -> Tensor:
-    """Distinct values in order of first appearance, at most so many."""
-    seen: dict[int, None] = dict.fromkeys(values.tolist())
-    return torch.tensor(list(seen)[:most], dtype=torch.int64, device=values.device)
+        return split_cells(
+            observations,
+            first_distinct(found.rotation, count, MOST_ROTATIONS),
+            torch.where(at[..., None] < 0, torch.nan, shifts[at]),
+            own_slices if s.local else lambda _, cells: state.fine[half].of(cells),
+            lambda rows, fine: s.log_prior(centre[rows, None] + fine),
+            ky,
+            kx,
+            size=state.size,
+            shift_step_px=s.shift_step_px,
+            keep=self.poses_kept,
+            any_scale=self.any_scale,
+            room_bytes=state.room.slices,
+        )
+
+    def _around(self, last: Tensor, device: torch.device) -> Tensor:
+        """Rotations that a local search tries for each particle, (b, c, 3, 3)."""
+        step = angular_step(self.sampling.order)
+        near = torch.from_numpy(self.perturbation) @ neighbours(step, 3.0 * step)
+        return near.float().to(device) @ last[:, None, :9].unflatten(-1, (3, 3)).to(device)
+
+    def _near(
+        self, coarse: Observations, phases: Tensor, around: Tensor, prior: Tensor, half: int, state: "_State"
+    ) -> Best:
+        """First pass of a local search, so many particles at once as there is room for their slices."""
+        n = state.n_coarse
+        parts = []
+        for rows in torch.arange(len(around)).split(max(1, state.room.slices // (8 * n * around.shape[1]))):
+            here = slice(int(rows[0]), int(rows[-1]) + 1)
+            slices = project_pixels(state.volumes[half], around[here].flatten(0, 1), state.ky[:n], state.kx[:n])
+            slices = slices.unflatten(0, (len(rows), -1))
+            parts.append(
+                search(coarse[here], phases, [slices], CANDIDATES, prior=prior[here], any_scale=self.any_scale)
+            )
+        return joined(parts)
 
 
 def shift_grid(extent_px: float, step_px: float) -> Tensor:
@@ -274,27 +280,31 @@ def shift_grid(extent_px: float, step_px: float) -> Tensor:
     return grid[torch.argsort(grid.norm(dim=1), stable=True)]
 
 
-class _FineSlices:
-    """Slices of a map at the rotations that split the cells of the grid; particles that meet in a cell share them."""
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a worker holds at once.
 
-    def __init__(self, volume: Tensor, ky: Tensor, kx: Tensor, grid: Tensor, children: Tensor) -> None:
-        self._volume, self._ky, self._kx, self._grid, self._children = volume, ky, kx, grid, children
-        self._most = KEPT_BYTES // (8 * len(children) * len(ky))
-        self._kept: dict[int, Tensor] = {}
+    Attributes
+    ----------
+    batch : int
+        Particles matched at once.
+    slices : int
+        Bytes of slices that belong to single particles.
+    kept : int
+        Bytes of slices of the second pass that are kept for other particles, of each map.
+    """
 
-    def of(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotations (8 c, 3, 3) and slices (8 c, p) of cells of the grid."""
-        rotations = self._children @ self._grid[cells][:, None]
-        numbers = cells.tolist()
-        new = [i for i, cell in enumerate(numbers) if cell not in self._kept]
-        slices: list[Tensor | None] = [self._kept.get(cell) for cell in numbers]
-        if new:
-            made = project_pixels(self._volume, rotations[new].flatten(0, 1), self._ky, self._kx)
-            for i, some in zip(new, made.split(len(self._children)), strict=True):
-                slices[i] = some
-                if len(self._kept) < self._most:
-                    self._kept[numbers[i]] = some.clone()
-        return rotations.flatten(0, 1), torch.cat([s for s in slices if s is not None])
+    batch: int
+    slices: int
+    kept: int
+
+
+def room_on(device: torch.device) -> Room:
+    """What a worker on a device holds at once."""
+    if device.type == "cpu":
+        return Room(BATCH, OWN_BYTES, KEPT_BYTES)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return Room(GPU_BATCH, memory // 32, memory // 8)
 
 
 @dataclass(frozen=True)
@@ -309,7 +319,9 @@ class _State:
     n_coarse: int
     grid: Tensor
     slices: list[list[Tensor]]
-    fine: list["_FineSlices"]
+    fine: list[FineSlices]
+    children: Tensor
+    room: Room
 
     @property
     def shell(self) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from cryoseg_dist.kernels.normalise import network_input
 from cryoseg_dist.kernels.rescale import fourier_rescale, rescale_ratio, rescaled_shape
 from cryoseg_dist.kernels.tiles import Tiling, padded_tiling, predict, valid_tiling
+from cryoseg_dist.networks.inference import class_probabilities, for_inference
 from cryoseg_dist.networks.unet import Architecture, UNet, valid_input_extent
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.schema.work import ArraySpec, Read, Region, Unit, UnitResult
@@ -152,25 +152,21 @@ class SegmentStage:
         """Build the network on its device."""
         network = UNet(self.architecture)
         network.load_state_dict({k: torch.from_numpy(v.astype(np.float32)) for k, v in self.weights.items()})
-        return network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return for_inference(network, torch.device(device))
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Segment one micrograph; the record holds each class's share of the area."""
         network: UNet = state
-        image = torch.from_numpy(inputs["image"][0].astype(np.float32))
+        device = next(network.parameters()).device
+        image = torch.from_numpy(inputs["image"][0].astype(np.float32)).to(device)
         ratio = rescale_ratio(self.where.source_pixel_size, self.where.pixel_size)
         if ratio != 1:
             image = fourier_rescale(image, ratio)
         prepared = network_input(image, self.diameter / self.where.pixel_size, self.protein_dark)
-        device = next(network.parameters()).device
-
-        def forward(batch: Tensor) -> Tensor:
-            return network(batch.contiguous(memory_format=torch.channels_last)).softmax(dim=1)
-
         with torch.inference_mode():
             probability = predict(
-                prepared[None].to(device),
-                forward,
+                prepared[None],
+                lambda batch: class_probabilities(network, batch),
                 network_tiling(self.architecture),
                 self.settings.tile_size,
                 self.settings.border,
