@@ -37,3 +37,41 @@ class SettingsError(CryosegError):
 
 class StageFailedError(CryosegError):
     """A stage cannot go on: too few usable units, or an engine that is gone."""
+
+
+class StoreUnavailableError(CryosegError):
+    """The storage of a project refuses: it is full, read-only, closed to this user, or away.
+
+    Attributes
+    ----------
+    full : bool
+        Waiting does not help.
+    """
+
+    def __init__(self, where: str, got: str, remedy: str, full: bool = False) -> None:
+        self.where, self.got, self.remedy, self.full = where, got, remedy, full
+        super().__init__(f"{where}: expected a storage that reads and writes, got {got}. {remedy}")
+
+    def __reduce__(self) -> tuple[type["StoreUnavailableError"], tuple[str, str, str, bool]]:
+        return type(self), (self.where, self.got, self.remedy, self.full)
+
+
+class DamagedDataError(CryosegError):
+    """Part of an array of the project is lost or is not what was written.
+
+    Attributes
+    ----------
+    array : str
+    start, stop : tuple of int
+        One shard of it.
+    """
+
+    def __init__(self, array: str, start: tuple[int, ...], stop: tuple[int, ...], got: str) -> None:
+        self.array, self.start, self.stop, self.got = array, start, stop, got
+        super().__init__(
+            f"{array}, {list(start)} to {list(stop)}: expected the values that were written, got {got}. "
+            "`cryoseg verify PROJECT --mend` takes it back; the same command then computes it again."
+        )
+
+    def __reduce__(self) -> tuple[type["DamagedDataError"], tuple[str, tuple[int, ...], tuple[int, ...], str]]:
+        return type(self), (self.array, self.start, self.stop, self.got)

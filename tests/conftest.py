@@ -25,7 +25,7 @@ def ray_session() -> Iterator[None]:
     """The one Ray session of the whole run; workers import the tests too."""
     import ray
 
-    from cryoseg_dist.runtime.ray_actors import start_ray
+    from cryoseg_dist.runtime.ray_start import start_ray
 
     top = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (top, os.environ.get("PYTHONPATH"))))

@@ -19,6 +19,14 @@ def guarded(action: Callable[[], int]) -> None:
     except CryosegError as fault:
         typer.echo(f"cryoseg: {fault}", err=True)
         code = FAILED
+    except OSError as fault:
+        from cryoseg_dist.store.faults import unavailable
+
+        error = unavailable(fault, fault.filename or "the project")
+        if error is None:
+            raise
+        typer.echo(f"cryoseg: {error}", err=True)
+        code = FAILED
     except KeyboardInterrupt:
         typer.echo("cryoseg: stopped; the same command goes on where this one ended", err=True)
         code = FAILED

@@ -7,7 +7,8 @@ import typer
 from typer.core import TyperGroup
 
 MODULES = {
-    name: f"cryoseg_dist.cli.{name}" for name in ("dashboard", "demo", "simulate", "train", "status", "validate")
+    name: f"cryoseg_dist.cli.{name}"
+    for name in ("dashboard", "demo", "simulate", "train", "status", "validate", "retry", "verify", "clean")
 }
 
 

@@ -1,7 +1,7 @@
 """Fourier shell correlation curves as RELION STAR and as EMDB XML."""
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def write_fsc_star(
     pixel_size: float,
     figures: Mapping[str, object] | None = None,
     guinier: Mapping[str, np.ndarray] | None = None,
+    comments: Sequence[str] = (),
 ) -> None:
     """Write FSC curves as RELION's post-processing does.
 
@@ -54,6 +55,8 @@ def write_fsc_star(
     guinier : Mapping of str to ndarray, optional
         The Guinier plot, written as ``data_guinier``: ``inverse_square`` (1/A^2), and natural logarithms of amplitudes
         ``original``, ``weighted``, ``sharpened``, ``line``.
+    comments : sequence of str
+        Lines that head the file.
 
     Raises
     ------
@@ -77,10 +80,12 @@ def write_fsc_star(
         tables["guinier"] = pd.DataFrame(
             {GUINIER_LABELS[n]: np.maximum(v, NO_AMPLITUDE) if n != "inverse_square" else v for n, v in values.items()}
         )
-    write_star(path, tables)
+    write_star(path, tables, comments)
 
 
-def write_fsc_xml(path: Path, curve: np.ndarray, size: int, pixel_size: float, title: str) -> None:
+def write_fsc_xml(
+    path: Path, curve: np.ndarray, size: int, pixel_size: float, title: str, comments: Sequence[str] = ()
+) -> None:
     """Write one curve in the XML that the EMDB takes; frequencies in 1/A.
 
     Parameters
@@ -92,8 +97,13 @@ def write_fsc_xml(path: Path, curve: np.ndarray, size: int, pixel_size: float, t
     pixel_size : float
         A.
     title : str
+    comments : sequence of str
+        Comments that head the points.
     """
     root = ElementTree.Element("fsc", title=title, xaxis="Resolution (A-1)", yaxis="Correlation Coefficient")
+    for comment in comments:
+        # Two hyphens would end it.
+        root.append(ElementTree.Comment(f" {comment.replace('--', '- -')} "))
     for shell, value in enumerate(np.asarray(curve, dtype=float)):
         point = ElementTree.SubElement(root, "coordinate")
         ElementTree.SubElement(point, "x").text = f"{shell / (size * pixel_size):.6g}"

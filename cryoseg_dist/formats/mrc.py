@@ -1,8 +1,9 @@
 """MRC2014 images, stacks and volumes, plain and gzipped."""
 
 import gzip
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -30,6 +31,7 @@ LONGEST_AXIS = 1 << 20
 LARGEST_GZIP_RATIO = 1032
 IMOD_STAMP = 1146047817
 LABEL = "cryoseg_dist"
+LABELS, LABEL_WIDTH = 10, 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,18 +227,24 @@ def read_volume(path: Path) -> tuple[np.ndarray, float]:
     return np.ascontiguousarray(volume, dtype=np.float32), 1.0 if header.pixel_size is None else header.pixel_size
 
 
-def _finish_header(handle: MrcInterpreter, pixel_size: float) -> None:
+def _finish_header(handle: MrcInterpreter, pixel_size: float, labels: Sequence[str]) -> None:
     handle.voxel_size = pixel_size
     # In float64: mrcfile's own sums overflow on float16.
     data = np.asarray(handle.data)
     handle.header.dmin, handle.header.dmax = data.min(), data.max()
     handle.header.dmean, handle.header.rms = data.mean(dtype=np.float64), data.std(dtype=np.float64)
-    handle.header.nlabl = 1
+    _write_labels(handle, labels)
+
+
+def _write_labels(handle: MrcInterpreter, labels: Sequence[str]) -> None:
+    """Ten labels of eighty characters: what does not fit goes on in the next, or is cut at the end."""
+    pieces = [text[i : i + LABEL_WIDTH] for text in labels for i in range(0, len(text), LABEL_WIDTH)][:LABELS]
+    handle.header.nlabl = len(pieces)
     handle.header.label[:] = b""
-    handle.header.label[0] = LABEL
+    handle.header.label[: len(pieces)] = [piece.encode("ascii", "replace") for piece in pieces]
 
 
-def write_volume(path: Path, volume: np.ndarray, pixel_size: float) -> None:
+def write_volume(path: Path, volume: np.ndarray, pixel_size: float, labels: Sequence[str] = (LABEL,)) -> None:
     """Write a map that ChimeraX and RELION open, atomically: mode 2, space group 1, origin 0.
 
     Parameters
@@ -244,16 +252,18 @@ def write_volume(path: Path, volume: np.ndarray, pixel_size: float) -> None:
     volume : ndarray, shape (z, y, x)
     pixel_size : float
         A.
+    labels : sequence of str
+        Texts of the header.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with mrcfile.new(str(partial), data=np.ascontiguousarray(volume, dtype=np.float32), overwrite=True) as handle:
         handle.set_volume()
-        _finish_header(handle, pixel_size)
+        _finish_header(handle, pixel_size, labels)
     partial.replace(path)
 
 
-def write_stack(path: Path, images: np.ndarray, pixel_size: float) -> None:
+def write_stack(path: Path, images: np.ndarray, pixel_size: float, labels: Sequence[str] = (LABEL,)) -> None:
     """Write an image or a stack of images, atomically.
 
     Parameters
@@ -262,6 +272,8 @@ def write_stack(path: Path, images: np.ndarray, pixel_size: float) -> None:
         int8 is written in mode 0, int16 1, uint16 6, float16 12, other floating point as float32 in mode 2.
     pixel_size : float
         A.
+    labels : sequence of str
+        Texts of the header.
 
     Raises
     ------
@@ -275,16 +287,18 @@ def write_stack(path: Path, images: np.ndarray, pixel_size: float) -> None:
     with mrcfile.new(str(partial), data=np.ascontiguousarray(images), overwrite=True) as handle:
         if images.ndim == 3:
             handle.set_image_stack()
-        _finish_header(handle, pixel_size)
+        _finish_header(handle, pixel_size, labels)
     partial.replace(path)
 
 
-def create_stack(path: Path, n: int, size: int, pixel_size: float) -> np.memmap:
+def create_stack(path: Path, n: int, size: int, pixel_size: float, labels: Sequence[str] = (LABEL,)) -> np.memmap:
     """Make an empty float32 stack to be filled piece by piece; shape (n, size, size)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with mrcfile.new_mmap(str(path), shape=(n, size, size), mrc_mode=2, overwrite=True) as handle:
         handle.set_image_stack()
         handle.voxel_size = pixel_size
-        handle.header.nlabl = 1
-        handle.header.label[0] = LABEL
+        _write_labels(handle, labels)
+    with path.open("r+b") as stream:
+        # A full disk refuses here; later it would kill the process that writes to the mapped pages.
+        os.posix_fallocate(stream.fileno(), 0, HEADER_BYTES + 4 * n * size * size)
     return np.memmap(path, dtype="<f4", mode="r+", offset=HEADER_BYTES, shape=(n, size, size))

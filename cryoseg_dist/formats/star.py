@@ -225,7 +225,9 @@ def require(table: pd.DataFrame, names: Sequence[str], where: str, remedy: str =
         raise BadInputError(where, f"columns {', '.join('_' + m for m in missing)}", "a table without them", remedy)
 
 
-def write_star(path: Path, tables: Mapping[str, pd.DataFrame | Mapping[str, object]]) -> None:
+def write_star(
+    path: Path, tables: Mapping[str, pd.DataFrame | Mapping[str, object]], comments: Sequence[str] = ()
+) -> None:
     """Write tables with RELION 3.1 labels, atomically.
 
     Parameters
@@ -234,6 +236,8 @@ def write_star(path: Path, tables: Mapping[str, pd.DataFrame | Mapping[str, obje
     tables : Mapping of str to DataFrame
         Data blocks by name (``optics``, ``particles``, ``micrographs``), with internal column names; other names,
         RELION's own, are written as they are. A mapping becomes a block of single values.
+    comments : sequence of str
+        Lines that head the file.
     """
     blocks: dict[str, pd.DataFrame | dict[str, object]] = {}
     for name, table in tables.items():
@@ -244,7 +248,7 @@ def write_star(path: Path, tables: Mapping[str, pd.DataFrame | Mapping[str, obje
         blocks[name] = _renamed(table, known, False)
     path.parent.mkdir(parents=True, exist_ok=True)
     # starfile dates its files; the same tables shall give the same bytes.
-    text = "".join(f"{line}\n" for line in _lines(blocks))
+    text = "".join(f"{line}\n" for line in (*(f"# {comment}" for comment in comments), *_lines(blocks)))
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from cryoseg_dist.errors import BadInputError, SettingsError
 from cryoseg_dist.kernels.symmetry import operators
+from cryoseg_dist.runtime.executor import STORE_PATIENCE
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.stages.abinitio import AbinitioSettings
@@ -93,6 +94,10 @@ class EngineSettings(Settings):
     one for every two cores of a Ray cluster (``ray_address``), threads otherwise."""
     unit_deadline: float = Field(default=3600.0, gt=0)
     """Seconds after which a unit of work counts as hung."""
+    store_patience: float = Field(default=STORE_PATIENCE, ge=0)
+    """Seconds that the storage may refuse reads and writes, tried again and again, before the run stops."""
+    check_space: bool = True
+    """Refuse to start a stage whose results, uncompressed, do not fit the disk."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of the Prometheus metrics; not served when not given."""
     metrics_address: str = "127.0.0.1"

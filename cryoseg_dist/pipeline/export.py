@@ -14,11 +14,13 @@ from cryoseg_dist.formats.star import write_star
 from cryoseg_dist.pipeline.maps import Refined
 from cryoseg_dist.pipeline.micrographs import CtfFits, Micrographs, Picks
 from cryoseg_dist.pipeline.particles import Particles
+from cryoseg_dist.pipeline.provenance import Provenance
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.runtime.reading import read
 from cryoseg_dist.schema import columns
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.stages.postprocess import PostprocessResult
+from cryoseg_dist.store.checksums import write_sums
 from cryoseg_dist.store.project import write_atomically
 
 STACK_BATCH = 1024
@@ -42,7 +44,7 @@ def optics_table(optics: Optics, size: int | None = None) -> pd.DataFrame:
     return pd.DataFrame([row])
 
 
-def export_ctf(path: Path, micrographs: Micrographs, fits: CtfFits, optics: Optics) -> None:
+def export_ctf(path: Path, micrographs: Micrographs, fits: CtfFits, optics: Optics, made: Provenance) -> None:
     """``micrographs_ctf.star``: every micrograph that was accepted."""
     names = (
         "defocus_u",
@@ -61,10 +63,10 @@ def export_ctf(path: Path, micrographs: Micrographs, fits: CtfFits, optics: Opti
         }
         for i in fits.accepted
     ]
-    write_star(path, {"optics": optics_table(optics), "micrographs": pd.DataFrame(rows)})
+    write_star(path, {"optics": optics_table(optics), "micrographs": pd.DataFrame(rows)}, made.lines())
 
 
-def export_picks(path: Path, micrographs: Micrographs, picks: Picks, optics: Optics) -> None:
+def export_picks(path: Path, micrographs: Micrographs, picks: Picks, optics: Optics, made: Provenance) -> None:
     """``picks.star``: all picks, with the micrograph that each lies on, named as in ``micrographs_ctf.star``."""
     table = pd.DataFrame(
         {
@@ -75,10 +77,10 @@ def export_picks(path: Path, micrographs: Micrographs, picks: Picks, optics: Opt
             "optics_group": 1,
         }
     )
-    write_star(path, {"optics": optics_table(optics), "particles": table})
+    write_star(path, {"optics": optics_table(optics), "particles": table}, made.lines())
 
 
-def export_particles(path: Path, particles: Particles, *, stack: str | None = None) -> None:
+def export_particles(path: Path, particles: Particles, made: Provenance, *, stack: str | None = None) -> None:
     """``particles.star``, with the columns RELION knows and those that came with the particles.
 
     Parameters
@@ -94,13 +96,13 @@ def export_particles(path: Path, particles: Particles, *, stack: str | None = No
     table = table[[*first, *(c for c in table if c not in first)]]
     groups = particles.optics_groups
     optics = optics_table(particles.optics, particles.size) if groups is None else groups
-    write_star(path, {"optics": optics, "particles": table})
+    write_star(path, {"optics": optics, "particles": table}, made.lines())
 
 
-def export_stack(session: Session, path: Path, particles: Particles) -> None:
+def export_stack(session: Session, path: Path, particles: Particles, made: Provenance) -> None:
     """``particles.mrcs``, float32, which every version of RELION reads."""
     partial = path.with_name(f".{path.name}.partial")
-    out = create_stack(partial, len(particles), particles.size, particles.optics.pixel_size)
+    out = create_stack(partial, len(particles), particles.size, particles.optics.pixel_size, made.lines())
     for first in range(0, len(particles), STACK_BATCH):
         rows = np.arange(first, min(first + STACK_BATCH, len(particles)))
         source, some = particles.read_of(rows)
@@ -110,13 +112,13 @@ def export_stack(session: Session, path: Path, particles: Particles) -> None:
     partial.replace(path)
 
 
-def export_averages(path: Path, averages: np.ndarray, pixel_size: float) -> None:
+def export_averages(path: Path, averages: np.ndarray, pixel_size: float, made: Provenance) -> None:
     """``classes.mrcs``: class averages in the order of their numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_stack(path, averages.astype(np.float32), pixel_size)
+    write_stack(path, averages.astype(np.float32), pixel_size, made.lines())
 
 
-def export_maps(folder: Path, refined: Refined, result: PostprocessResult) -> None:
+def export_maps(folder: Path, refined: Refined, result: PostprocessResult, made: Provenance) -> None:
     """Maps, mask and FSC."""
     pixel = refined.particles.optics.pixel_size
     size = refined.particles.size
@@ -127,13 +129,15 @@ def export_maps(folder: Path, refined: Refined, result: PostprocessResult) -> No
         ("half2.mrc", refined.half2),
         ("mask.mrc", result.mask),
     ):
-        write_volume(folder / name, volume.numpy(), pixel)
+        write_volume(folder / name, volume.numpy(), pixel, made.lines())
     curves = {name: curve.numpy() for name, curve in result.curves.items()}
     figures = {"rlnFinalResolution": result.resolution, "rlnBfactorUsedForSharpening": result.b_factor or 0.0}
-    write_fsc_star(folder / "fsc.star", curves, size, pixel, figures)
-    write_fsc_xml(folder / "fsc.xml", curves["corrected"], size, pixel, "Corrected half-map FSC")
+    write_fsc_star(folder / "fsc.star", curves, size, pixel, figures, comments=made.lines())
+    title = "Corrected half-map FSC"
+    write_fsc_xml(folder / "fsc.xml", curves["corrected"], size, pixel, title, made.lines())
 
 
 def export_result(folder: Path, figures: Mapping[str, Any]) -> None:
-    """``result.json``: every figure of the run."""
+    """``result.json``: every figure of the run; and, last of all, the checksums of everything in the folder."""
     write_atomically(folder / "result.json", json.dumps(figures, indent=1, sort_keys=True, default=str) + "\n")
+    write_sums(folder)

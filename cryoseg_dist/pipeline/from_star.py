@@ -15,6 +15,7 @@ import numpy as np
 from cryoseg_dist.pipeline import export
 from cryoseg_dist.pipeline.maps import Refined, half_sets_of, read_map, reference_map, run_refine, write_maps
 from cryoseg_dist.pipeline.memory_plan import plan_reconstruction
+from cryoseg_dist.pipeline.mend import mended
 from cryoseg_dist.pipeline.micrographs import SetAside
 from cryoseg_dist.pipeline.pages import write_report
 from cryoseg_dist.pipeline.particle_tables import findable
@@ -136,7 +137,7 @@ def _sum_up(
 def reconstruct(session: Session, particles: Particles, max_resolution: float | None = None) -> RunResult:
     """Reconstruct from known poses and export the maps."""
     started = time.monotonic()
-    refined = run_reconstruct(session, particles, max_resolution)
+    refined = mended(session, lambda: run_reconstruct(session, particles, max_resolution))
     return export_all(session, refined, {"reconstruct": round(time.monotonic() - started, 2)})
 
 
@@ -152,7 +153,7 @@ def refine(session: Session, particles: Particles, reference: Path) -> RunResult
     stat = reference.stat()
     name = f"reference:{reference.absolute()}:{stat.st_size}:{stat.st_mtime_ns}"
     volume = reference_map(reference, particles.size, particles.optics.pixel_size)
-    refined = run_refine(session, particles, volume, name, any_scale=True)
+    refined = mended(session, lambda: run_refine(session, particles, volume, name, any_scale=True))
     return export_all(session, refined, {"refine": round(time.monotonic() - started, 2)})
 
 
@@ -165,4 +166,5 @@ def export_all(session: Session, refined: Refined, seconds: Mapping[str, float])
     result.seconds["postprocess"] = round(time.monotonic() - started, 2)
     write_report(session, result)
     export.export_result(session.project.export, result.figures())
+    session.finished()
     return result

@@ -16,10 +16,11 @@ from cryoseg_dist.networks.unet import Architecture
 from cryoseg_dist.pipeline.image_places import allowed, find_image
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.pipeline.watch_list import CAPACITY, LIST_NAME, WatchList
-from cryoseg_dist.schema.work import Outcome, Region
+from cryoseg_dist.schema.work import ArraySpec, Outcome, Region, Unit
 from cryoseg_dist.stages import ctf, ingest, pick, segment
-from cryoseg_dist.store.ledger import Mark
-from cryoseg_dist.store.weights import digest, read_weights
+from cryoseg_dist.store.checksums import sha256_of
+from cryoseg_dist.store.ledger import Ledger, Mark
+from cryoseg_dist.store.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -237,8 +238,18 @@ def require_diameter(session: Session) -> float:
     return diameter
 
 
-def run_segment(session: Session, micrographs: Micrographs, fits: CtfFits) -> tuple[str, segment.SegmentGeometry]:
-    """Class probabilities of each accepted micrograph; run id and geometry."""
+@dataclass(frozen=True)
+class Segmentation:
+    """How micrographs are segmented: run, array of the probabilities, geometry, stage."""
+
+    run: str
+    spec: ArraySpec
+    where: segment.SegmentGeometry
+    stage: segment.SegmentStage
+
+
+def plan_segment(session: Session, micrographs: Micrographs) -> Segmentation:
+    """How the settings segment the micrographs."""
     s = session.settings
     diameter = require_diameter(session)
     path = model_path(s.segment)
@@ -250,29 +261,43 @@ def run_segment(session: Session, micrographs: Micrographs, fits: CtfFits) -> tu
         (micrographs.level_shape, micrographs.level_pixel_size),
     )
     config = {"segment": s.segment.model_dump(exclude={"model"}), "diameter": diameter, "dark": s.data.protein_dark}
-    run = session.run_id("segment", config, {"ingest": micrographs.run, "weights": digest(path)})
+    run = session.run_id("segment", config, {"ingest": micrographs.run, "weights": sha256_of(path)})
     architecture = Architecture.from_dict(described["architecture"])
     spec = segment.array_spec(run, micrographs.rows, architecture.classes, where.extent, where.pixel_size)
-    units = segment.plan(run, micrographs.run, fits.accepted, architecture.classes, where)
     stage = segment.SegmentStage(s.segment, architecture, weights, diameter, s.data.protein_dark, where)
-    session.map(stage, run, [spec], units)
-    return run, where
+    return Segmentation(run, spec, where, stage)
 
 
 def run_pick(session: Session, micrographs: Micrographs, fits: CtfFits) -> Picks:
-    """Segment and pick."""
+    """Segment and pick each accepted micrograph; one whose picks are there needs no probabilities any more."""
     s = session.settings
     diameter = require_diameter(session)
-    segmented, where = run_segment(session, micrographs, fits)
+    planned = plan_segment(session, micrographs)
+    where = planned.where
     config = {"pick": s.pick.model_dump(exclude={"threshold"}), "diameter": diameter}
-    run = session.run_id("pick", config, {"segment": segmented})
-    probability = f"{segmented}/probability"
+    run = session.run_id("pick", config, {"segment": planned.run})
     n_picks = pick.most_picks(where.extent, where.pixel_size, diameter, s.pick)
     spec = pick.array_spec(run, micrographs.rows, n_picks)
-    units = pick.plan(run, probability, session.project.shape(probability), fits.accepted, n_picks)
+
+    def units_of(numbers: Sequence[int]) -> list[Unit]:
+        return pick.plan(run, planned.spec.name, planned.spec.shape, numbers, n_picks)
+
+    picked = Ledger(session.project.ledger_path(run)).load()
+    segmented = Ledger(session.project.ledger_path(planned.run)).load()
+    every = segment.plan(planned.run, micrographs.run, fits.accepted, planned.spec.shape[1], where)
+    pairs = zip(every, units_of(fits.accepted), strict=True)
+    units = [unit for unit, after in pairs if unit.key in segmented or after.key not in picked]
+    marked = session.map(planned.stage, planned.run, [planned.spec], units) if units else []
+    ended = {unit.key: mark for unit, mark in zip(units, marked, strict=True)}
+    lost = {
+        i: ended[unit.key].reason
+        for i, unit in zip(fits.accepted, every, strict=True)
+        if unit.key in ended and ended[unit.key].outcome is not Outcome.DONE
+    }
+    usable = [i for i in fits.accepted if i not in lost]
     stage = pick.PickStage(s.pick, diameter / where.pixel_size, where.pixel_size / s.data.pixel_size)
-    marks = session.map(stage, run, [spec], units)
-    done = [(i, mark.record) for i, mark in zip(fits.accepted, marks, strict=True) if mark.outcome is Outcome.DONE]
+    marks = session.map(stage, run, [spec], units_of(usable))
+    done = [(i, mark.record) for i, mark in zip(usable, marks, strict=True) if mark.outcome is Outcome.DONE]
     threshold = pick.choose_threshold([record for _, record in done], s.pick)
     parts = []
     for i, record in done:
@@ -281,7 +306,7 @@ def run_pick(session: Session, micrographs: Micrographs, fits: CtfFits) -> Picks
         found = found[found[:, 2] >= threshold]
         parts.append(np.column_stack((np.full(len(found), i), found)))
     table = np.concatenate(parts) if parts else np.empty((0, 4))
-    names = [Path(micrographs.paths[i]).name for i in fits.accepted]
+    names = [Path(micrographs.paths[i]).name for i in usable]
     return Picks(
         run,
         table[:, 0].astype(np.int64),
@@ -289,5 +314,8 @@ def run_pick(session: Session, micrographs: Micrographs, fits: CtfFits) -> Picks
         table[:, 2],
         table[:, 3],
         threshold,
-        tuple(set_aside_of("pick", marks, names)),
+        (
+            *(SetAside("segment", Path(micrographs.paths[i]).name, reason) for i, reason in lost.items()),
+            *set_aside_of("pick", marks, names),
+        ),
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from cryoseg_dist.kernels.fourier import to_fourier
 from cryoseg_dist.kernels.fsc import fsc, resolution
 from cryoseg_dist.kernels.mask import soft_sphere
+from cryoseg_dist.pipeline.provenance import provenance_of
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.report import data as report
 from cryoseg_dist.report.page import build
@@ -53,6 +54,8 @@ def report_data(session: Session, result: RunResult, truth: Tensor | None) -> re
         diameter=s.particle.diameter,
         b_factor=f.get("b_factor"),
         versions=package_versions(),
+        # The command stands above.
+        provenance=() if refined is None else provenance_of(session, refined.run).lines()[:-1],
     )
     return report.ReportData(
         summary=summary,

@@ -122,10 +122,9 @@ def run_extract(session: Session, micrographs: Micrographs, fits: CtfFits, picks
         "diameter": diameter,
         "dark": s.data.protein_dark,
     }
-    upstream = {"pick": picks.run, "ctf": fits.run}
-    if micrographs.capacity:
-        # The runs before this one stay the same while their list of micrographs grows.
-        upstream["micrographs"] = f"{len(micrographs.paths)}, {len(fits.accepted)} accepted, {len(index)} particles"
+    # The runs before this one stay the same while their list of micrographs grows, or some of them are tried again.
+    counts = f"{len(micrographs.paths)}, {len(fits.accepted)} accepted, {len(index)} particles"
+    upstream = {"pick": picks.run, "ctf": fits.run, "micrographs": counts}
     run = session.run_id("extract", config, upstream)
     shard = extract.shard_size(index, micrographs.shape)
     specs = extract.array_specs(run, len(index), where, shard)

@@ -12,6 +12,7 @@ from cryoseg_dist.pipeline import export
 from cryoseg_dist.pipeline.classes import Classified, run_classify
 from cryoseg_dist.pipeline.common_lines import common_lines_map
 from cryoseg_dist.pipeline.maps import Refined, reference_map, run_refine
+from cryoseg_dist.pipeline.mend import mended
 from cryoseg_dist.pipeline.micrographs import (
     CtfFits,
     Micrographs,
@@ -23,6 +24,7 @@ from cryoseg_dist.pipeline.micrographs import (
 )
 from cryoseg_dist.pipeline.pages import write_report
 from cryoseg_dist.pipeline.particles import Particles, run_extract
+from cryoseg_dist.pipeline.provenance import provenance_of
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.pipeline.stochastic import run_stochastic
 from cryoseg_dist.runtime.events import Figures
@@ -117,6 +119,7 @@ class RunResult:
                 out["common_lines"] = done.get("confidence")
         if self.refined is not None:
             out["iterations"] = list(self.refined.iterations)
+            out["provenance"] = provenance_of(self.session, self.refined.run).to_json()
         if self.maps is not None:
             out |= map_figures(self.maps)
         return out
@@ -131,11 +134,13 @@ class RunResult:
         """
         optics = self.session.settings.data.optics
         if self.particles is not None:
-            export.export_particles(path, self.particles)
+            export.export_particles(path, self.particles, provenance_of(self.session, self.particles.run))
         elif self.picks is not None and self.micrographs is not None:
-            export.export_picks(path, self.micrographs, self.picks, optics)
+            made = provenance_of(self.session, self.picks.run)
+            export.export_picks(path, self.micrographs, self.picks, optics, made)
         elif self.fits is not None and self.micrographs is not None:
-            export.export_ctf(path, self.micrographs, self.fits, optics)
+            made = provenance_of(self.session, self.fits.run)
+            export.export_ctf(path, self.micrographs, self.fits, optics, made)
         else:
             raise BadInputError("--output", "a stage that makes a STAR file (ctf, pick or later)", "ingest")
 
@@ -237,7 +242,7 @@ def run_pipeline(session: Session, until: str = "report", truth: Any = None) -> 
     check(session, until)
     result = RunResult(session)
     try:
-        return _run_stages(session, result, until, truth)
+        return mended(session, lambda: _run_stages(session, result, until, truth))
     finally:
         tell(result)
 
@@ -251,6 +256,7 @@ def tell(result: RunResult) -> None:
 def _run_stages(session: Session, result: RunResult, until: str, truth: Any) -> RunResult:
     last = STAGES.index(until)
     out = session.project.export
+    session.runs.clear()
 
     spent: dict[str, float] = session.project.read_json("state/seconds.json") or {}
 
@@ -272,11 +278,11 @@ def _run_stages(session: Session, result: RunResult, until: str, truth: Any) -> 
     if not wanted("ctf"):
         return result
     fits = result.fits = timed("ctf", lambda: run_ctf(session, micrographs))
-    export.export_ctf(out / "micrographs_ctf.star", micrographs, fits, optics)
+    export.export_ctf(out / "micrographs_ctf.star", micrographs, fits, optics, provenance_of(session, fits.run))
     if not wanted("segment"):
         return result
     picks = result.picks = timed("pick", lambda: run_pick(session, micrographs, fits))
-    export.export_picks(out / "picks.star", micrographs, picks, optics)
+    export.export_picks(out / "picks.star", micrographs, picks, optics, provenance_of(session, picks.run))
     if not wanted("extract"):
         return result
     particles = timed("extract", lambda: run_extract(session, micrographs, fits, picks))
@@ -287,7 +293,8 @@ def _run_stages(session: Session, result: RunResult, until: str, truth: Any) -> 
         classified = timed("classify", lambda: run_classify(session, particles))
         result.classified, particles = classified, classified.particles
         result.particles = particles
-        export.export_averages(out / "classes.mrcs", classified.averages, particles.optics.pixel_size)
+        made = provenance_of(session, classified.run)
+        export.export_averages(out / "classes.mrcs", classified.averages, particles.optics.pixel_size, made)
     if not wanted("abinitio"):
         return result
     name, volume, foreign = timed("abinitio", lambda: first_map(session, particles, result.classified))
@@ -302,6 +309,7 @@ def _run_stages(session: Session, result: RunResult, until: str, truth: Any) -> 
     if wanted("report"):
         timed("report", lambda: write_report(session, result, truth))
     export.export_result(out, result.figures())
+    session.finished()
     return result
 
 
@@ -317,12 +325,13 @@ def finish_maps(session: Session, refined: Refined) -> PostprocessResult:
         full=refined.full,
     )
     out.mkdir(parents=True, exist_ok=True)
-    export.export_maps(out, refined, maps)
+    made = provenance_of(session, refined.run)
+    export.export_maps(out, refined, maps, made)
     if particles.sources is not None:
-        export.export_particles(out / "particles.star", particles)
+        export.export_particles(out / "particles.star", particles, made)
         return maps
-    export.export_stack(session, out / "particles.mrcs", particles)
-    export.export_particles(out / "particles.star", particles, stack="particles.mrcs")
+    export.export_stack(session, out / "particles.mrcs", particles, made)
+    export.export_particles(out / "particles.star", particles, made, stack="particles.mrcs")
     return maps
 
 

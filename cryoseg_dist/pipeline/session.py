@@ -1,19 +1,21 @@
 """An open project with its engine, settings and listeners."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cryoseg_dist.pipeline.config import EngineSettings, RunSettings
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
-from cryoseg_dist.runtime.events import EventBus, JsonLog, Message, Sink
+from cryoseg_dist.runtime.events import EventBus, JsonLog, Message, Sink, without_secrets
 from cryoseg_dist.runtime.executor import Executor
 from cryoseg_dist.runtime.inline import InlineExecutor
 from cryoseg_dist.runtime.runner import Runner
 from cryoseg_dist.schema.work import ArraySpec, MapStage, Unit
+from cryoseg_dist.store.clean import write_current
 from cryoseg_dist.store.ledger import Mark, run_id
 from cryoseg_dist.store.lock import project_lock
 from cryoseg_dist.store.manifest import write_manifest
@@ -33,6 +35,8 @@ class Session:
     command : tuple of str
         The command line, for provenance.
     summing : LazyAccumulation
+    runs : list of str
+        Run ids that were asked for, in this session.
     """
 
     settings: RunSettings
@@ -41,6 +45,7 @@ class Session:
     emit: EventBus
     command: tuple[str, ...]
     summing: "LazyAccumulation"
+    runs: list[str] = field(default_factory=list)
 
     def accumulation(self) -> Accumulation:
         """How Fourier space is summed here."""
@@ -50,7 +55,13 @@ class Session:
         """Name of a stage run; its manifest is written beside the ledger."""
         name = run_id(stage, settings, upstream)
         write_manifest(self.project, name, stage, settings, upstream, self.command)
+        if name not in self.runs:
+            self.runs.append(name)
         return name
+
+    def finished(self) -> None:
+        """The results are there: what this session did not ask for is superseded."""
+        write_current(self.project, self.runs, time.time())
 
     def map(
         self,
@@ -73,7 +84,7 @@ class Session:
 def build_executor(settings: EngineSettings, root: Path) -> Executor:
     """The engine that the settings name."""
     if settings.engine == "inline":
-        return InlineExecutor(root)
+        return InlineExecutor(root, patience=settings.store_patience)
     # Ray takes seconds to import and is not needed inline.
     from cryoseg_dist.runtime.ray_actors import RayExecutor
 
@@ -85,6 +96,7 @@ def build_executor(settings: EngineSettings, root: Path) -> Executor:
         gpus_per_worker=settings.gpus_per_worker,
         deadline=settings.unit_deadline,
         wait=settings.wait_for_workers,
+        patience=settings.store_patience,
     )
 
 
@@ -99,12 +111,15 @@ def open_session(settings: RunSettings, root: Path, sinks: Sequence[Sink], comma
     """
     with project_lock(root):
         project = Project(root, create=True)
+        said = tuple(without_secrets(word) for word in command)
+        project.command = said
         project.write_json("settings.json", settings.model_dump(exclude_unset=True))
         emit = EventBus(*sinks, JsonLog(root / "events.jsonl"))
         executor = LazyExecutor(settings.engine, root)
         summing = LazyAccumulation(settings, root)
+        runner = Runner(project, executor, emit, settings.engine.check_space, settings.engine.store_patience)
         try:
-            yield Session(settings, project, Runner(project, executor, emit), emit, tuple(command), summing)
+            yield Session(settings, project, runner, emit, said, summing)
         finally:
             summing.close()
             executor.close()

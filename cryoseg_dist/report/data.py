@@ -35,6 +35,8 @@ class RunSummary:
         A, A^2.
     versions : Mapping of str to str
         Package names and versions.
+    provenance : sequence of str
+        Runs and digests that the page was made from.
     """
 
     project: str = ""
@@ -53,6 +55,7 @@ class RunSummary:
     diameter: float | None = None
     b_factor: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    provenance: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

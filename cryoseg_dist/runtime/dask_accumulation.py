@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed, delayed
 
-from cryoseg_dist.errors import BadInputError, StageFailedError
+from cryoseg_dist.errors import BadInputError, CryosegError, DamagedDataError, StageFailedError, StoreUnavailableError
 from cryoseg_dist.runtime.executor import MAX_ATTEMPTS, last_line, worker_name
 from cryoseg_dist.runtime.reading import LazyInputs
 from cryoseg_dist.schema.work import ArraySpec, Outcome, Region, Unit
@@ -127,7 +127,7 @@ class Accumulation:
             totals = {name: np.empty(stage.partial_shape, dtype=np.float32) for name in groups}
             try:
                 _compute(client, list(arrays.values()), list(totals.values()), self.workers)
-            except StageFailedError:
+            except CryosegError:
                 raise
             except Exception as fault:
                 raise StageFailedError(f"reconstruct: the sums could not be made: {last_line(fault)}") from fault
@@ -150,7 +150,7 @@ class Accumulation:
         place = {"scheduler_file" if self.address.endswith(".json") else "address": self.address}
         client = stack.enter_context(Client(**place, security=self.security, set_as_default=False))
         topic = f"folds-{uuid4().hex}"
-        client.subscribe_topic(topic, lambda event: desk.take(_mark(event[1])))
+        client.subscribe_topic(topic, lambda event: desk.take(Mark.from_json(event[1])))
         return client, _ToScheduler(topic)
 
     def _merged(self, folds: Sequence[Delayed], shape: tuple[int, ...]) -> da.Array:
@@ -252,11 +252,7 @@ class _ToScheduler:
     def __call__(self, mark: Mark) -> None:
         from distributed import get_worker
 
-        get_worker().log_event(self.topic, {**asdict(mark), "outcome": str(mark.outcome)})
-
-
-def _mark(values: Mapping[str, Any]) -> Mark:
-    return Mark(**{**values, "outcome": Outcome(values["outcome"])})
+        get_worker().log_event(self.topic, {**mark.to_json(), "outcome": str(mark.outcome)})
 
 
 @dataclass(frozen=True)
@@ -318,6 +314,9 @@ def _run_fold(fold: _Fold, tell: Teller) -> np.ndarray:
         except BadInputError as fault:
             outcome, reason, total = Outcome.SET_ASIDE, str(fault), nothing
             break
+        except (StoreUnavailableError, DamagedDataError):
+            # Not the fold's fault: the run stops, or makes again what is damaged.
+            raise
         except Exception as fault:
             outcome, reason, total = Outcome.QUARANTINED, last_line(fault), nothing
     if fold.need_all and outcome is not Outcome.DONE:

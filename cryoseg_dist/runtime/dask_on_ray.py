@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cryoseg_dist.errors import StageFailedError
-from cryoseg_dist.runtime.ray_actors import start_ray
+from cryoseg_dist.runtime.ray_start import start_ray
 
 START_SECONDS, STOP_SECONDS = 120.0, 10.0
 # Cores of a cluster for each worker, where their number is not given.
@@ -151,7 +151,9 @@ class DaskOnRay:
         self.close()
 
     def _start(self) -> None:
-        self._scheduler = _SchedulerActor.remote()  # type: ignore[attr-defined]
+        # Beside the driver: then the loss of a node costs workers only.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._scheduler = _SchedulerActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         try:
             self.address = ray.get(self._scheduler.start.remote(self.security), timeout=START_SECONDS)
             for node, neighbours in places(ray.nodes(), self._n):

@@ -4,11 +4,14 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from cryoseg_dist.errors import StoreUnavailableError
 from cryoseg_dist.schema.work import Outcome
+from cryoseg_dist.store.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,8 @@ class EventBus:
             sink(event)
 
 
+# The ledgers, not the log, hold what must not be lost with a machine.
+LOG_SYNC_SECONDS = 30.0
 # How a log line calls what events hold under another name.
 _LOG_NAMES = {"run_id": "run", "key": "unit", "reason": "message", "text": "message"}
 _SECRETS = (
@@ -139,6 +144,11 @@ def without_secrets(text: str) -> str:
     return text
 
 
+def values_of(event: Event) -> list[tuple[str, Any]]:
+    """Fields of an event but its bulky record; copies nothing."""
+    return [(field.name, getattr(event, field.name)) for field in fields(event) if field.name != "record"]
+
+
 class JsonLog:
     """Appends each event as a line of JSON to a file.
 
@@ -147,17 +157,19 @@ class JsonLog:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("a", encoding="utf-8", buffering=1)
+        self._journal = Journal(path, LOG_SYNC_SECONDS)
 
     def __call__(self, event: Event) -> None:
         """Write an event; bulky unit records stay in the ledger."""
-        values = {_LOG_NAMES.get(name, name): value for name, value in asdict(event).items() if name != "record"}
+        values = {_LOG_NAMES.get(name, name): value for name, value in values_of(event)}
         if "message" in values:
             values["message"] = without_secrets(values["message"])
         line = {"time": round(time.time(), 3), "event": type(event).__name__, **values}
-        self._stream.write(json.dumps(line, default=str) + "\n")
+        # A storage that refuses stops the run by its units and ledgers, which wait for it; the log loses a line.
+        with suppress(StoreUnavailableError):
+            self._journal.append(json.dumps(line, default=str))
 
     def close(self) -> None:
         """Let go of the file."""
-        self._stream.close()
+        with suppress(StoreUnavailableError):
+            self._journal.close()

@@ -5,13 +5,14 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.runtime.reading import read_all
-from cryoseg_dist.schema.work import MapStage, Outcome, Unit
+from cryoseg_dist.schema.work import ImageFile, MapStage, Outcome, Unit
+from cryoseg_dist.store.checksums import FileDigest, digest_of
 from cryoseg_dist.store.ledger import Mark
 from cryoseg_dist.store.project import Project
 
@@ -49,6 +50,8 @@ class Executor(Protocol):
 
 
 MAX_ATTEMPTS = 3
+# Seconds that a storage may refuse before a run stops.
+STORE_PATIENCE = 60.0
 
 
 class Worker:
@@ -79,6 +82,8 @@ class Worker:
 
         Raises
         ------
+        StoreUnavailableError, DamagedDataError
+            The storage is at fault, not the unit.
         Exception
             Whatever the stage or the store raised, but ``BadInputError``.
         """
@@ -92,6 +97,7 @@ class Worker:
 
         try:
             inputs = read_all(self._project, unit.reads)
+            files = self._digests(unit)
             result = self._stage.compute(unit, inputs, self._state)
         except BadInputError as fault:
             return Finished(mark(Outcome.SET_ASIDE, reason=str(fault)))
@@ -99,11 +105,17 @@ class Worker:
             raise RuntimeError(f"{unit.key}: computed {sorted(result.arrays)}, planned {sorted(unit.writes)}")
         for name, region in unit.writes.items():
             self._project.write(region, result.arrays[name])
+        written = tuple((region.array, region.start, region.stop) for region in unit.writes.values())
         return Finished(
-            mark(Outcome.DONE, dict(result.record)),
+            replace(mark(Outcome.DONE, dict(result.record)), writes=written, inputs=files),
             sum(a.nbytes for a in inputs.values()),
             sum(a.nbytes for a in result.arrays.values()),
         )
+
+    def _digests(self, unit: Unit) -> dict[str, FileDigest]:
+        """Checksums of the foreign files that the unit reads whole."""
+        whole = [read for read in unit.reads.values() if isinstance(read, ImageFile) and read.sections is None]
+        return {read.path: digest_of(Path(read.path)) for read in whole}
 
 
 def worker_name() -> str:

@@ -5,28 +5,37 @@ poison unit would take its neighbours with it. An actor holds a :class:`~cryoseg
 no truth: it may die at any time.
 """
 
-import logging
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cryoseg_dist.errors import StageFailedError
-from cryoseg_dist.runtime.executor import MAX_ATTEMPTS, Finished, Retry, Worker, last_line, quarantined
-from cryoseg_dist.runtime.ray_capacity import room, wait_for_room
+from cryoseg_dist.errors import CryosegError, StageFailedError
+from cryoseg_dist.runtime.backlog import Backlog, Job, pause
+from cryoseg_dist.runtime.executor import STORE_PATIENCE, Finished, Retry, Worker, last_line
+from cryoseg_dist.runtime.health import Health
+from cryoseg_dist.runtime.ray_capacity import healthy_node, room, wait_for_room
+from cryoseg_dist.runtime.ray_start import start_ray
 from cryoseg_dist.schema.work import MapStage, Unit
 
 # Reads of the next unit overlap the computation of the last.
 IN_FLIGHT = 2
-OBJECT_STORE_BYTES = 256 << 20
+# Seconds that a worker rests at most after a failure.
+LONGEST_REST = 2.0
+# Seconds that workers may take to come up when none is left; seconds between two tries to reach a lost one, at first and
+# at most; tries before it is replaced.
+# Seconds that a unit waits for another worker than the one it failed on, while none is up.
+COMING_UP = 15.0
+START_PATIENCE, PROBE_PAUSE, LONGEST_PROBE_PAUSE, PROBES = 300.0, 1.0, 30.0, 3
 
 
 @ray.remote(max_restarts=-1, max_task_retries=0)
@@ -38,6 +47,10 @@ class _Actor:
         os.environ["NUMBA_NUM_THREADS"] = str(threads)
         self._worker = Worker(Path(root), "cuda" if gpu else "cpu")
         self._stage_number = -1
+
+    def hello(self) -> tuple[str, str]:
+        """Name of the worker and of its node: the process is up."""
+        return self._worker.name, ray.get_runtime_context().get_node_id()
 
     def run(self, number: int, stage: list[Any], unit: Unit, attempts: int) -> Finished:
         """Compute a unit; a stage seen for the first time is loaded first."""
@@ -52,11 +65,39 @@ class _Actor:
 class _Flight:
     """A unit on its way."""
 
-    unit: Unit
-    attempts: int
+    job: Job
+    started: float
+
+
+@dataclass(eq=False)
+class _Member:
+    """An actor of the pool.
+
+    Attributes
+    ----------
+    actor : ActorHandle
+    name, node : str
+        Of the process that answered last.
+    probe : ObjectRef, optional
+        Asks whether the process is up; units wait until it answers.
+    probe_at : float
+        Monotonic seconds from which its answer counts.
+    silent : int
+        Probes in a row without an answer.
+    rests_until : float
+        Monotonic seconds before which it gets no unit.
+    flights : dict of ObjectRef to _Flight
+        In the order in which they are computed.
+    """
+
     actor: Any
-    alone: bool
-    started: float = field(default_factory=time.monotonic)
+    name: str = ""
+    node: str = ""
+    probe: Any = None
+    probe_at: float = 0.0
+    silent: int = 0
+    rests_until: float = 0.0
+    flights: dict[Any, _Flight] = field(default_factory=dict)
 
 
 class RayExecutor:
@@ -76,6 +117,8 @@ class RayExecutor:
     wait : float
         Seconds to wait for nodes when ``workers`` do not fit yet. An autoscaling cluster is asked for them; the
         run goes on with those that fit when the time is over.
+    patience : float
+        Seconds that the storage may refuse before the run stops.
     """
 
     def __init__(
@@ -88,8 +131,9 @@ class RayExecutor:
         gpus_per_worker: float = 0.0,
         deadline: float = 3600.0,
         wait: float = 0.0,
+        patience: float = STORE_PATIENCE,
     ) -> None:
-        self._root, self._deadline = Path(root).resolve(), deadline
+        self._root, self._deadline, self._patience = Path(root).resolve(), deadline, patience
         self._cpus, self._gpus = cpus_per_worker, gpus_per_worker
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
@@ -107,121 +151,233 @@ class RayExecutor:
                 f"got {resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs. Ask for fewer or smaller ones, "
                 "or let the run wait for nodes (engine.wait_for_workers)."
             )
-        self._actors = [self._new_actor() for _ in range(n)]
+        self._health = Health()
+        self._members = [self._new_member() for _ in range(n)]
         self._stage_number = 0
-        self._flights: dict[Any, _Flight] = {}
+        self._why_silent = ""
 
     @property
     def in_flight(self) -> int:
         """Units that actors have now, computing or next in turn."""
-        return len(self._flights)
+        return sum(len(member.flights) for member in self._members)
 
-    def _new_actor(self) -> Any:
-        options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_concurrency": 1}
-        actor = _Actor.options(**options)  # type: ignore[attr-defined]
-        return actor.remote(str(self._root), max(1, math.floor(self._cpus)), self._gpus > 0)
+    @property
+    def workers(self) -> int:
+        """Actors of the pool."""
+        return len(self._members)
+
+    def _new_member(self, node: str | None = None) -> _Member:
+        options: dict[str, Any] = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_concurrency": 1}
+        if node is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+        actor = _Actor.options(**options).remote(  # type: ignore[attr-defined]
+            str(self._root), max(1, math.floor(self._cpus)), self._gpus > 0
+        )
+        return _Member(actor, probe=actor.hello.remote())
 
     def map(self, stage: MapStage, units: Sequence[Unit]) -> Iterator[Finished | Retry]:
         """Compute units as actors come free.
 
         A unit whose actor died, or that ran into the deadline, may be the one that killed it: it is tried again
-        with its actor to itself.
+        with its actor to itself, and on another actor where there is one. When the storage is at fault, units under way
+        end first.
         """
         self._stage_number += 1
         held = [ray.put(stage)]
-        queue = deque((unit, 1, False) for unit in units)
-        flights = self._flights = {}
+        backlog = Backlog(units, self._patience)
+        fatal: CryosegError | None = None
+        up_since = time.monotonic()
         try:
-            while queue or flights:
-                self._launch(queue, flights, held)
-                timeout = max(0.05, min(1.0, self._deadline / 10))
-                ready, _ = ray.wait(list(flights), num_returns=1, timeout=timeout)
-                for reference in ready:
-                    landed = flights.pop(reference)
-                    for behind in flights.values():
-                        if behind.actor is landed.actor:
-                            # It stood in the queue of its actor until now.
-                            behind.started = time.monotonic()
-                    yield self._landed(reference, landed, queue)
-                yield from self._overdue(queue, flights)
+            while (backlog and fatal is None) or self.in_flight:
+                if fatal is None:
+                    self._launch(backlog, held)
+                ready = self._wait(backlog)
+                if any(member.probe is None for member in self._members):
+                    up_since = time.monotonic()
+                elif time.monotonic() - up_since > START_PATIENCE:
+                    raise StageFailedError(
+                        f"ray: expected workers, got none within {START_PATIENCE:g} s{self._why_silent}. "
+                        "See that the cluster has room and every node sees the project; the same command goes on."
+                    )
+                for member in list(self._members):
+                    for step in self._steps(member, ready, backlog):
+                        if isinstance(step, CryosegError):
+                            fatal = fatal or step
+                        else:
+                            yield step
+            if fatal is not None:
+                raise fatal
         finally:
-            for reference in flights:
-                ray.cancel(reference, force=False)
-            self._flights = {}
+            for member in self._members:
+                for reference in member.flights:
+                    ray.cancel(reference, force=False)
+                member.flights = {}
 
-    def _launch(self, queue: deque[tuple[Unit, int, bool]], flights: dict[Any, _Flight], held: list[Any]) -> None:
-        for actor in self._actors:
-            mine = [f for f in flights.values() if f.actor is actor]
-            while queue and len(mine) < IN_FLIGHT and not any(f.alone for f in mine):
-                alone = queue[0][2]
-                if alone and mine:
-                    break
-                unit, attempts, alone = queue.popleft()
-                flight = _Flight(unit, attempts, actor, alone)
-                flights[actor.run.remote(self._stage_number, held, unit, attempts)] = flight
-                mine.append(flight)
+    def _launch(self, backlog: Backlog, held: list[Any]) -> None:
+        for depth in range(IN_FLIGHT):
+            # The last units stand behind none: whoever comes free first shall take them.
+            if depth and backlog.remaining <= len(self._members):
+                return
+            for member in self._members:
+                if member.probe is not None or len(member.flights) != depth or time.monotonic() < member.rests_until:
+                    continue
+                # A worker that fails at once would else take all units before others have shown that they do not.
+                if depth and self._health.streak(member.name):
+                    continue
+                if any(flight.job.alone for flight in member.flights.values()):
+                    continue
+                job = backlog.take(self._fits(member))
+                if job is None:
+                    continue
+                reference = member.actor.run.remote(self._stage_number, held, job.unit, job.attempts)
+                member.flights[reference] = _Flight(job, time.monotonic())
 
-    def _landed(self, reference: Any, flight: _Flight, queue: deque[tuple[Unit, int, bool]]) -> Finished | Retry:
-        try:
-            finished: Finished = ray.get(reference)
-            return finished
-        except RayTaskError as error:
-            cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
-            return self._again(flight, last_line(cause), queue, suspect=False)
-        except RayActorError as error:
-            return self._again(flight, f"worker lost ({type(error).__name__})", queue, suspect=True)
-        except RayError as error:
-            return self._again(flight, last_line(error), queue, suspect=True)
+    def _fits(self, member: _Member) -> Callable[[Job], bool]:
+        others = [other for other in self._members if other is not member]
+        up = any(other.probe is None for other in others)
 
-    def _again(
-        self, flight: _Flight, reason: str, queue: deque[tuple[Unit, int, bool]], *, suspect: bool
-    ) -> Finished | Retry:
-        if flight.attempts >= MAX_ATTEMPTS:
-            return quarantined(flight.unit, flight.attempts, reason)
-        queue.append((flight.unit, flight.attempts + 1, suspect))
-        return Retry(flight.unit.key, flight.attempts, reason)
+        def fits(job: Job) -> bool:
+            if job.alone and member.flights:
+                return False
+            # Another worker shall try, where there is one or will be soon.
+            soon = others and time.monotonic() - job.failed_at < COMING_UP
+            return job.failed_on != member.name or not (up or soon)
 
-    def _overdue(self, queue: deque[tuple[Unit, int, bool]], flights: dict[Any, _Flight]) -> Iterator[Finished | Retry]:
+        return fits
+
+    def _wait(self, backlog: Backlog) -> set[Any]:
+        """References that are ready, at least one where any comes in time."""
+        waited = [reference for member in self._members for reference in member.flights]
         now = time.monotonic()
-        for i, actor in enumerate(self._actors):
-            mine = {r: f for r, f in flights.items() if f.actor is actor}
-            if not mine:
+        waited += [m.probe for m in self._members if m.probe is not None and m.probe_at <= now]
+        timeout = max(0.05, min(1.0, self._deadline / 10))
+        if (due := backlog.until_due()) is not None:
+            timeout = min(timeout, max(due, 0.01))
+        if not waited:
+            time.sleep(min(timeout, PROBE_PAUSE / 10))
+            return set()
+        ready, _ = ray.wait(waited, num_returns=1, timeout=timeout)
+        if ready and len(waited) > 1:
+            ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
+        return set(ready)
+
+    def _steps(self, member: _Member, ready: set[Any], backlog: Backlog) -> Iterator[Finished | Retry | CryosegError]:
+        """What became of the units of one actor."""
+        if member.probe in ready:
+            self._answered(member)
+        for reference in [r for r in member.flights if r in ready]:
+            if reference not in member.flights:
+                break
+            try:
+                finished: Finished = ray.get(reference)
+            except RayTaskError as error:
+                cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
+                yield self._failed(member, reference, cause, backlog)
                 continue
-            first = next(iter(mine.values()))
-            if now - first.started < self._deadline:
+            except RayActorError as error:
+                yield from self._lost(member, f"worker lost ({type(error).__name__})", backlog)
+                return
+            except RayError as error:
+                yield self._failed(member, reference, last_line(error), backlog)
                 continue
-            ray.kill(actor, no_restart=True)
-            self._actors[i] = self._new_actor()
-            for reference, flight in mine.items():
-                del flights[reference]
-                if flight is first:
-                    yield self._again(flight, f"no result within {self._deadline:g} s", queue, suspect=True)
-                else:
-                    # It only stood behind the hung one.
-                    queue.appendleft((flight.unit, flight.attempts, flight.alone))
+            self._landed(member, reference)
+            self._health.finished(member.name, member.node)
+            yield finished
+        first = next(iter(member.flights.values()), None)
+        if first is not None and time.monotonic() - first.started >= self._deadline:
+            self._replace(member)
+            yield from self._given_up(member, f"no result within {self._deadline:g} s", backlog)
+
+    def _answered(self, member: _Member) -> None:
+        try:
+            member.name, member.node = ray.get(member.probe)
+            member.probe, member.silent = None, 0
+        except RayError as error:
+            self._why_silent = f" ({last_line(error)})"
+            member.silent += 1
+            if member.silent % PROBES == 0:
+                self._replace(member)
+            else:
+                member.probe = member.actor.hello.remote()
+            wait = min(PROBE_PAUSE * 2 ** (member.silent - 1), LONGEST_PROBE_PAUSE)
+            member.probe_at = time.monotonic() + wait
+
+    def _landed(self, member: _Member, reference: Any) -> Job:
+        job = member.flights.pop(reference).job
+        for behind in member.flights.values():
+            # It stood in the queue of its actor until now.
+            behind.started = time.monotonic()
+        return job
+
+    def _failed(
+        self, member: _Member, reference: Any, fault: BaseException | str, backlog: Backlog
+    ) -> Finished | Retry | CryosegError:
+        """A unit whose code failed, or whose storage did."""
+        job = self._landed(member, reference)
+        try:
+            step = backlog.failed(job, fault, member.name)
+        except CryosegError as fatal:
+            return fatal
+        if self._health.failed(member.name, member.node, job.unit.key):
+            self._retire(member, backlog)
+        else:
+            wait = min(pause(self._health.streak(member.name)), LONGEST_REST)
+            member.rests_until = time.monotonic() + wait
+        return step
+
+    def _lost(self, member: _Member, reason: str, backlog: Backlog) -> Iterator[Finished | Retry | CryosegError]:
+        """The actor's process is gone; Ray starts it again, on another node where its own is gone."""
+        self._health.forget(member.name)
+        member.probe, member.probe_at = member.actor.hello.remote(), time.monotonic()
+        yield from self._given_up(member, reason, backlog)
+
+    def _given_up(self, member: _Member, reason: str, backlog: Backlog) -> Iterator[Finished | Retry | CryosegError]:
+        """The unit under way counts as failed; those that stood behind it were not tried."""
+        flights, member.flights = member.flights, {}
+        suspect: Job | None = None
+        for reference, flight in reversed(list(flights.items())):
+            with suppress(RayError, GetTimeoutError):
+                yield ray.get(reference, timeout=0)
+                continue
+            if suspect is not None:
+                backlog.put_back(suspect)
+            suspect = flight.job
+        if suspect is None:
+            return
+        try:
+            yield backlog.failed(suspect, reason, member.name, suspect=True)
+        except CryosegError as fatal:
+            yield fatal
+
+    def _replace(self, member: _Member) -> None:
+        """Put a new actor in the place of one that hangs, is sick, or will not come back."""
+        with suppress(RayError):
+            ray.kill(member.actor, no_restart=True)
+        self._health.forget(member.name)
+        node = None
+        if sick := self._health.sick_nodes():
+            held = [other.node for other in self._members if other is not member]
+            node = healthy_node(sick, held, self._cpus, self._gpus)
+            if node is None and set(held) - sick:
+                # Only sick nodes have room: rather one worker less.
+                self._members.remove(member)
+                return
+        fresh = self._new_member(node)
+        member.actor, member.probe, member.probe_at, member.rests_until = fresh.actor, fresh.probe, 0.0, 0.0
+
+    def _retire(self, member: _Member, backlog: Backlog) -> None:
+        """Replace a sick worker, and with it all of a sick node; units that stood behind go back untried."""
+        sick = self._health.sick_nodes()
+        for other in [m for m in self._members if m is member or m.node in sick]:
+            for flight in reversed(list(other.flights.values())):
+                backlog.put_back(flight.job)
+            other.flights = {}
+            self._replace(other)
 
     def close(self) -> None:
         """Stop the actors, and Ray where it was started here."""
-        for actor in self._actors:
-            ray.kill(actor, no_restart=True)
-        self._actors = []
+        for member in self._members:
+            ray.kill(member.actor, no_restart=True)
+        self._members = []
         if self._owns_ray:
             ray.shutdown()
-
-
-def start_ray(address: str | None = None, cpus: int | None = None) -> None:
-    """Join a cluster, or start an embedded one that listens on this machine alone and reports to nobody."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    common = {"logging_level": logging.WARNING, "log_to_driver": False}
-    if address is not None:
-        ray.init(address=address, **common)
-        return
-    # "local": otherwise Ray would join whatever cluster was last started on this machine.
-    ray.init(
-        address="local",
-        num_cpus=cpus or os.cpu_count(),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        **common,
-    )

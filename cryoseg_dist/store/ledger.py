@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,8 +14,11 @@ import numpy as np
 
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.schema.work import Outcome
+from cryoseg_dist.store.checksums import FileDigest
+from cryoseg_dist.store.journal import Journal, cut_torn_line
 
-_BLOCK = 1 << 16
+# A line that names a unit whose mark does not count any more.
+TAKEN_BACK = "taken_back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,10 @@ class Mark:
     worker : str
     finished_at : float
         Seconds since 1970.
+    writes : tuple of (str, tuple of int, tuple of int)
+        What the unit wrote: array, start, stop.
+    inputs : Mapping of str to FileDigest
+        Foreign files that it read whole.
     """
 
     key: str
@@ -47,6 +53,28 @@ class Mark:
     attempts: int = 1
     worker: str = ""
     finished_at: float = field(default_factory=time.time)
+    writes: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    inputs: Mapping[str, FileDigest] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as far as :func:`_plain` can make them such."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.inputs:
+            values["inputs"] = {path: asdict(found) for path, found in self.inputs.items()}
+        return {name: value for name, value in values.items() if value or name not in ("writes", "inputs")}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Mark":
+        """The mark that :meth:`to_json` gave.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError
+            No mark.
+        """
+        writes = tuple((array, tuple(start), tuple(stop)) for array, start, stop in values.get("writes", ()))
+        inputs = {path: FileDigest(**found) for path, found in values.get("inputs", {}).items()}
+        return cls(**{**values, "outcome": Outcome(values["outcome"]), "writes": writes, "inputs": inputs})
 
 
 def _plain(value: Any) -> Any:
@@ -72,31 +100,30 @@ class Ledger:
     path : Path
     """
 
-    SYNC_SECONDS = 1.0
-
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor: int | None = None
-        self._synced = 0.0
+        self._journal = Journal(path)
         self._lock = threading.Lock()
 
     def load(self) -> dict[str, Mark]:
-        """All marks by key; the last one of a key counts.
+        """All marks by key; the last one of a key counts, unless it was taken back.
 
         Raises
         ------
         BadInputError
             A line inside the journal is damaged, which no crash of this program does.
         """
-        self._cut_torn_line()
+        cut_torn_line(self.path)
         if not self.path.exists():
             return {}
-        marks = {}
+        marks: dict[str, Mark] = {}
         for number, line in enumerate(self.path.read_bytes().splitlines(), start=1):
             try:
                 values = json.loads(line)
-                values["outcome"] = Outcome(values["outcome"])
-                marks[values["key"]] = Mark(**values)
+                if TAKEN_BACK in values:
+                    marks.pop(values[TAKEN_BACK], None)
+                    continue
+                marks[values["key"]] = Mark.from_json(values)
             except (ValueError, KeyError, TypeError) as fault:
                 raise BadInputError(
                     f"{self.path}, line {number}",
@@ -106,25 +133,6 @@ class Ledger:
                 ) from None
         return marks
 
-    def _cut_torn_line(self) -> None:
-        try:
-            stream = self.path.open("r+b")
-        except FileNotFoundError:
-            return
-        with stream:
-            end = stream.seek(0, os.SEEK_END)
-            whole = end
-            while whole > 0:
-                start = max(0, whole - _BLOCK)
-                stream.seek(start)
-                newline = stream.read(whole - start).rfind(b"\n")
-                if newline >= 0:
-                    whole = start + newline + 1
-                    break
-                whole = start
-            if whole != end:
-                stream.truncate(whole)
-
     def append(self, mark: Mark) -> None:
         """Add a mark.
 
@@ -132,29 +140,24 @@ class Ledger:
         ------
         TypeError
             The record holds something that JSON cannot.
+        StoreUnavailableError
+            The storage is full or refuses.
         """
-        values = {f.name: getattr(mark, f.name) for f in fields(mark)}
-        line = (json.dumps(values, separators=(",", ":"), default=_plain) + "\n").encode()
+        self._write_line(json.dumps(mark.to_json(), separators=(",", ":"), default=_plain))
+
+    def take_back(self, keys: Iterable[str]) -> None:
+        """Let the marks of units count no more: a next run computes them. Nothing is erased."""
+        for key in keys:
+            self._write_line(json.dumps({TAKEN_BACK: key, "finished_at": time.time()}, separators=(",", ":")))
+
+    def _write_line(self, text: str) -> None:
         with self._lock:
-            if self._descriptor is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                # A torn line must not run into the next mark.
-                self._cut_torn_line()
-                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            rest = memoryview(line)
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-            if time.monotonic() - self._synced > self.SYNC_SECONDS:
-                os.fsync(self._descriptor)
-                self._synced = time.monotonic()
+            self._journal.append(text)
 
     def close(self) -> None:
         """Make everything durable and let go of the file."""
         with self._lock:
-            if self._descriptor is not None:
-                os.fsync(self._descriptor)
-                os.close(self._descriptor)
-                self._descriptor = None
+            self._journal.close()
 
     def __enter__(self) -> Self:
         return self

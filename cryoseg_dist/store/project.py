@@ -1,9 +1,11 @@
 """The Zarr project: arrays whose shard is the write unit."""
 
 import importlib.util
+import itertools
 import json
 import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,14 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 
-from cryoseg_dist.errors import BadInputError, CryosegError
+from cryoseg_dist import __version__
+from cryoseg_dist.errors import BadInputError, CryosegError, DamagedDataError
 from cryoseg_dist.schema.work import ArraySpec, Region
+from cryoseg_dist.store.faults import storage_faults
 
 SCHEMA_VERSION = 1
+# What the codecs raise for bytes that are not what was encoded.
+CODEC_FAULTS = (RuntimeError, ValueError)
 
 # The Rust pipeline reads parts of shards about twice as fast as zarr's own; both read what the other wrote.
 if importlib.util.find_spec("zarrs") is not None:
@@ -32,14 +38,34 @@ def write_atomically(path: Path, text: str) -> None:
     # Not mkstemp, whose files nobody else may read.
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        with storage_faults(path):
+            with partial.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def shards_of(region: Region, shards: tuple[int, ...], shape: tuple[int, ...]) -> list[Region]:
+    """The whole shards that a region touches, cut at the array's end."""
+    starts = [range(a - a % s, b, s) for a, b, s in zip(region.start, region.stop, shards, strict=True)]
+    return [
+        Region(region.array, start, tuple(min(a + s, n) for a, s, n in zip(start, shards, shape, strict=True)))
+        for start in itertools.product(*starts)
+    ]
+
+
+def nothing(dtype: str) -> float:
+    """The value of samples that nobody wrote: one that no result holds, for a shard full of it gets no file."""
+    found = np.dtype(dtype)
+    return float(np.finfo(found).min) if found.kind == "f" else 0
+
+
+def _selection(region: Region) -> tuple[slice, ...]:
+    return tuple(slice(a, b) for a, b in zip(region.start, region.stop, strict=True))
 
 
 def _check_inside(region: Region, shape: tuple[int, ...]) -> None:
@@ -61,6 +87,11 @@ class Project:
     ----------
     root : Path
         The folder; it is created when ``create`` is true.
+
+    Attributes
+    ----------
+    command : tuple of str
+        Command line that arrays say they were made by.
 
     Raises
     ------
@@ -86,6 +117,7 @@ class Project:
                 str(self.root), f"schema version {SCHEMA_VERSION}", str(version), "Use the version that wrote it."
             )
         self._arrays: dict[str, Any] = {}
+        self.command: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[type["Project"], tuple[Path]]:
         # A worker that receives a project opens it anew.
@@ -99,6 +131,11 @@ class Project:
     def ledger_path(self, run_id: str) -> Path:
         """Journal of a stage run."""
         return self.root / "ledger" / f"{run_id}.jsonl"
+
+    def _made_by(self) -> dict[str, str]:
+        """What makes arrays now; the run that an array is named after has its manifest in ``runs``."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return {"cryoseg_dist": __version__, "command": " ".join(self.command), "time": now}
 
     def create(self, spec: ArraySpec) -> None:
         """Create an array; an equal one that exists is kept with its contents.
@@ -132,10 +169,10 @@ class Project:
             dtype=spec.dtype,
             chunks=spec.chunks,
             shards=spec.shards,
+            fill_value=nothing(spec.dtype),
             compressors=ZstdCodec(level=3) if compressed else None,
             dimension_names=spec.dims,
-            attributes={**spec.attributes, "unit": spec.unit, "doc": spec.doc},
-            config={"write_empty_chunks": True},
+            attributes={**spec.attributes, "unit": spec.unit, "doc": spec.doc, "provenance": self._made_by()},
         )
         self._arrays[spec.name] = array
 
@@ -144,6 +181,18 @@ class Project:
         self._arrays.pop(name, None)
         if self.exists(name):
             del self._group[name]
+
+    def array_names(self) -> list[str]:
+        """Names of all arrays."""
+        top = self.root / "store.zarr"
+        found = []
+        for folder, below, files in os.walk(top):
+            if "zarr.json" in files:
+                held = json.loads(Path(folder, "zarr.json").read_text(encoding="utf-8"))
+                if held.get("node_type") == "array":
+                    found.append(Path(folder).relative_to(top).as_posix())
+                    below.clear()
+        return sorted(found)
 
     def exists(self, name: str) -> bool:
         """Whether an array of that name was created."""
@@ -161,6 +210,7 @@ class Project:
         """What :meth:`create` was given for an array."""
         array = self._array(name)
         attributes = dict(array.attrs)
+        attributes.pop("provenance", None)
         return ArraySpec(
             name,
             tuple(array.shape),
@@ -193,11 +243,47 @@ class Project:
         ------
         StoreError
             The array is missing or smaller than the region.
+        DamagedDataError
+            A shard is lost, or is not what was written.
+        StoreUnavailableError
+            The storage refuses.
         """
         array = self._array(region.array)
         _check_inside(region, array.shape)
-        selection = tuple(slice(a, b) for a, b in zip(region.start, region.stop, strict=True))
-        return np.asarray(array[selection])
+        try:
+            with storage_faults(self.root):
+                self._check_written(region)
+                return np.asarray(array[_selection(region)])
+        except CODEC_FAULTS as fault:
+            raise self._damaged(region, array, fault) from None
+
+    def shards(self, region: Region) -> list[tuple[Region, Path]]:
+        """The shards that a region touches, each with its file, which need not exist."""
+        array = self._array(region.array)
+        extent = array.shards or array.chunks
+        folder = self.root / "store.zarr" / region.array / "c"
+        return [
+            (shard, folder.joinpath(*(str(a // s) for a, s in zip(shard.start, extent, strict=True))))
+            for shard in shards_of(region, extent, array.shape)
+        ]
+
+    def _check_written(self, region: Region) -> None:
+        """A shard of floats without its file was never written, or is lost; one of integers may hold nothing but zeros."""
+        if self._array(region.array).fill_value == 0:
+            return
+        for shard, path in self.shards(region):
+            if not path.exists():
+                raise DamagedDataError(region.array, shard.start, shard.stop, "no file")
+
+    def _damaged(self, region: Region, array: Any, fault: Exception) -> DamagedDataError:
+        """Which shard of a region cannot be decoded."""
+        shards = shards_of(region, array.shards or array.chunks, array.shape)
+        for shard in shards:
+            try:
+                array[_selection(shard)]
+            except CODEC_FAULTS as found:
+                return DamagedDataError(region.array, shard.start, shard.stop, str(found))
+        return DamagedDataError(region.array, region.start, region.stop, str(fault))
 
     def write(self, region: Region, values: np.ndarray) -> None:
         """Write whole shards.
@@ -207,6 +293,8 @@ class Project:
         StoreError
             The values have another shape than the region, or the region cuts a shard: two writers in one
             shard would lose data silently.
+        StoreUnavailableError
+            The storage is full or refuses.
         """
         array = self._array(region.array)
         if values.shape != region.shape:
@@ -219,7 +307,8 @@ class Project:
                     f"{region.array}: expected whole shards of {s} along axis {axis}, got {a}:{b} of {n}. "
                     "Plan units that own their shards."
                 )
-        array[tuple(slice(a, b) for a, b in zip(region.start, region.stop, strict=True))] = values
+        with storage_faults(self.root):
+            array[_selection(region)] = values
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a small JSON file below the project, atomically."""

@@ -1,6 +1,5 @@
 """Network weights on disk: safetensors, which hold numbers and no code."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,9 +41,3 @@ def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except (SafetensorError, json.JSONDecodeError, OSError) as fault:
         raise BadInputError(str(path), "a safetensors file", str(fault)) from None
     return tensors, metadata
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.networks.unet import UNet
-from cryoseg_dist.store.weights import digest
+from cryoseg_dist.store.checksums import sha256_of
 from cryoseg_dist.training.micrographs import leave_out_unlabelled, micrograph_source, mixed_source, read_labelled
 from cryoseg_dist.training.sample import SampleSource
 from cryoseg_dist.training.synthetic import synthetic_sample
@@ -74,7 +74,7 @@ def training_source(
         held = read_labelled(one.micrographs, one.labels, one.pixel_size, one.diameter, one.protein_dark)
         micrographs += held if start is None else [leave_out_unlabelled(m, start) for m in held]
         names = [p.name for p in one.micrographs]
-        described.append([names, [digest(p) for p in _files(one.labels)], one.pixel_size, one.diameter])
+        described.append([names, [sha256_of(p) for p in _files(one.labels)], one.pixel_size, one.diameter])
     real = micrograph_source(micrographs)
     if synthetic_share == 0.0:
         return real, json.dumps(described)

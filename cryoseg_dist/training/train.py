@@ -18,7 +18,8 @@ from cryoseg_dist.networks.losses import segmentation_loss
 from cryoseg_dist.networks.unet import Architecture, UNet, fold_batch_norm, valid_input_extent
 from cryoseg_dist.networks.weight_map import separation_weights
 from cryoseg_dist.schema.settings import Settings
-from cryoseg_dist.store.weights import digest, read_weights, write_weights
+from cryoseg_dist.store.checksums import sha256_of
+from cryoseg_dist.store.weights import read_weights, write_weights
 from cryoseg_dist.training.sample import (
     CARBON,
     CLASSES,
@@ -234,7 +235,7 @@ def train(
     average = {k: v.clone() for k, v in network.state_dict().items()}
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     identity = json.dumps(
-        [settings.model_dump(), a.to_dict(), digest(start_from) if start_from else None, data], sort_keys=True
+        [settings.model_dump(), a.to_dict(), sha256_of(start_from) if start_from else None, data], sort_keys=True
     )
     checkpoint = _Checkpoint(output / "checkpoint.pt", device)
     first, history = 0, []

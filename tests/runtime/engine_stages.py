@@ -94,3 +94,69 @@ class Noise:
 
 def folds(n: int, first: int = 0) -> list[Unit]:
     return [Unit(f"fold/{i:04d}", {}, {}, {"i": i}) for i in range(first, first + n)]
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Writes a plane of a MiB that holds the unit's number."""
+
+    @property
+    def name(self) -> str:
+        return "planes"
+
+    @property
+    def shared_reads(self) -> Mapping[str, Read]:
+        return {}
+
+    def setup(self, shared: Mapping[str, np.ndarray], device: str) -> None:
+        return None
+
+    def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
+        return UnitResult({"plane": np.full((1, 512, 512), unit.parameters["i"], dtype=np.float32)}, {})
+
+
+def plane_spec(n: int) -> ArraySpec:
+    return ArraySpec("run/planes", (n, 512, 512), ("unit", "y", "x"), "float32", (1, 256, 256), (1, 512, 512))
+
+
+def plane_units(n: int) -> list[Unit]:
+    return [
+        Unit(f"planes/{i:04d}", {}, {"plane": Region("run/planes", (i, 0, 0), (i + 1, 512, 512))}, {"i": i})
+        for i in range(n)
+    ]
+
+
+@dataclass(frozen=True)
+class FailsOn:
+    """Squares that fail in one process: the first that computes a unit, or all on one node."""
+
+    folder: str
+    node: str = ""
+
+    @property
+    def name(self) -> str:
+        return "squares"
+
+    @property
+    def shared_reads(self) -> Mapping[str, Read]:
+        return {}
+
+    def setup(self, shared: Mapping[str, np.ndarray], device: str) -> None:
+        return None
+
+    def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
+        import ray
+
+        time.sleep(0.05)
+        i, here = int(unit.parameters["i"]), ray.get_runtime_context().get_node_id()
+        sick = Path(self.folder) / "sick"
+        if not self.node:
+            try:
+                with sick.open("x") as stream:
+                    stream.write(str(os.getpid()))
+            except FileExistsError:
+                pass
+        if here == self.node or (not self.node and sick.read_text() in ("", str(os.getpid()))):
+            (Path(self.folder) / f"failed-{i}-{os.getpid()}").touch()
+            raise OSError("no such device")
+        return UnitResult({"square": np.full((1, 3), i * i, dtype=np.float32)}, {"i": i})

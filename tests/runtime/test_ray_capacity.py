@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cryoseg_dist.errors import StageFailedError
-from cryoseg_dist.runtime.ray_capacity import room, wait_for_room
+from cryoseg_dist.runtime.ray_capacity import healthy_node, room, wait_for_room
 
 
 def node(cpus: float, gpus: float = 0.0, alive: bool = True) -> dict[str, object]:
@@ -26,6 +26,13 @@ def node(cpus: float, gpus: float = 0.0, alive: bool = True) -> dict[str, object
 )
 def test_room_counts_whole_workers_of_living_nodes(nodes: list, cpus: float, gpus: float, expected: int) -> None:
     assert room(cpus, gpus, nodes) == expected
+
+
+def test_a_worker_moves_to_the_healthy_node_with_most_room() -> None:
+    nodes = [{"NodeID": name, **node(cpus)} for name, cpus in (("a", 4), ("b", 4), ("c", 8))]
+    assert healthy_node({"c"}, ["a", "a", "b", "c"], 1.0, 0.0, nodes) == "b"
+    assert healthy_node({"a", "c"}, ["b", "b"], 2.0, 0.0, nodes) is None
+    assert healthy_node({"a", "b", "c"}, [], 1.0, 0.0, nodes) is None
 
 
 @pytest.mark.ray
@@ -48,7 +55,7 @@ def test_an_engine_goes_on_with_the_workers_that_came(ray_session: None, tmp_pat
 
     executor = RayExecutor(tmp_path, workers=3, cpus_per_worker=1.0, wait=0.5)
     try:
-        assert len(executor._actors) == 2
+        assert executor.workers == 2
     finally:
         executor.close()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cryoseg_dist.errors import BadInputError
+from cryoseg_dist.errors import BadInputError, DamagedDataError
 from cryoseg_dist.schema.work import ArraySpec, Region
 from cryoseg_dist.store.manifest import read_manifest, write_manifest
 from cryoseg_dist.store.project import Project, StoreError
@@ -45,7 +45,12 @@ def test_shards_come_back_in_another_process_view(project: Project) -> None:
     again = pickle.loads(pickle.dumps(project))
     np.testing.assert_array_equal(again.read(rows(0, 4)), first)
     np.testing.assert_array_equal(again.read(Region(SPEC.name, (9, 1, 2), (10, 3, 7))), last[1:, 1:3, 2:])
-    assert again.read(rows(4, 8)).max() == 0
+    # What nobody wrote is no zeros, and zeros are no nothing.
+    with pytest.raises(DamagedDataError, match="no file") as missing:
+        again.read(rows(3, 9))
+    assert (missing.value.start, missing.value.stop) == ((4, 0, 0), (8, 6, 7))
+    project.write(rows(4, 8), np.zeros((4, 6, 7), np.float16))
+    assert (again.read(rows(4, 8)) == 0).all()
     assert again.spec(SPEC.name) == SPEC
 
 
@@ -72,7 +77,7 @@ def test_create_keeps_an_equal_array_and_refuses_another(project: Project) -> No
 def test_writes_that_are_not_whole_shards_are_refused(project: Project, region: Region, shape: tuple[int, ...]) -> None:
     with pytest.raises(StoreError, match="expected"):
         project.write(region, np.ones(shape, np.float16))
-    assert project.read(project.whole(SPEC.name)).max() == 0
+    assert not any(path.exists() for _, path in project.shards(project.whole(SPEC.name)))
 
 
 @pytest.mark.parametrize("region", [rows(0, 11), Region(SPEC.name, (0, 0), (1, 6)), rows(-1, 2)])

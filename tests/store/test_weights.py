@@ -5,7 +5,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from cryoseg_dist.errors import BadInputError
-from cryoseg_dist.store.weights import digest, read_weights, write_weights
+from cryoseg_dist.store.checksums import sha256_of
+from cryoseg_dist.store.weights import read_weights, write_weights
 
 TENSORS = {"down.0.weight": np.arange(12, dtype=np.float16).reshape(3, 4).T, "bias": np.float32([1.5])}
 
@@ -25,7 +26,7 @@ def test_weights_and_metadata_come_back(tmp_path: Path) -> None:
 def test_digest_tells_weights_apart(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_weights(tmp_path / name, TENSORS, {"seed": seed})
-    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
+    assert sha256_of(tmp_path / "a") == sha256_of(tmp_path / "b") != sha256_of(tmp_path / "c")
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x80\x04N.", b"\xff" * 64, (1 << 60).to_bytes(8, "little") + b"{}"])
