@@ -20,6 +20,11 @@ class BadInputError(CryosegError):
         self.where, self.expected, self.got, self.remedy = where, expected, got, remedy
         super().__init__(f"{where}: expected {expected}, got {got}." + (f" {remedy}" if remedy else ""))
 
+    @property
+    def found(self) -> str:
+        """What was found, to stand inside another sentence."""
+        return f"{self.got} instead of {self.expected}"
+
     def __reduce__(self) -> tuple[type["BadInputError"], tuple[str, str, str, str]]:
         return type(self), (self.where, self.expected, self.got, self.remedy)
 

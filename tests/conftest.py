@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Before any test imports Ray: it draws the token of the session.
+import cryoseg_dist.runtime  # noqa: F401
+
 torch.set_num_threads(1)
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
 

@@ -83,7 +83,13 @@ class Dashboard:
         if latest is not None:
             state = f"{latest.name}, last event {duration(max(now - progress.last, 0.0))} ago"
         failures = [
-            FailureRow(time.strftime("%H:%M:%S", time.localtime(f.time)), f.stage, f.unit, f.outcome, f.message)
+            FailureRow(
+                time.strftime("%H:%M:%S", time.localtime(f.time)),
+                f.stage,
+                f.unit,
+                f.outcome.replace("_", " "),
+                f.message,
+            )
             for f in list(progress.failures)[: -MOST_FAILURES - 1 : -1]
         ]
         view = LiveView(self._root.resolve().name, state, tiles, [stage_row(s, now) for s in stages.values()], failures)

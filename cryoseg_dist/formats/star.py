@@ -52,15 +52,16 @@ class StarTables:
     path: Path
 
 
-def _renamed(table: pd.DataFrame, known: Sequence[Column], to_internal: bool) -> pd.DataFrame:
-    names = {c.label: c.name for c in known} if to_internal else {c.name: c.label for c in known}
-    return table.rename(columns=names)
+def _internal(table: pd.DataFrame, known: Sequence[Column], where: str) -> pd.DataFrame:
+    """With this package's names; a table that has one of them twice is refused."""
+    out = table.rename(columns={c.label: c.name for c in known})
+    twice = out.columns[out.columns.duplicated()]
+    if len(twice):
+        raise BadInputError(where, "every column once", f"{str(twice[0])[:80]!r} more than once")
+    return out
 
 
 def _typed(table: pd.DataFrame, known: Sequence[Column], where: str) -> pd.DataFrame:
-    twice = table.columns[table.columns.duplicated()]
-    if len(twice):
-        raise BadInputError(where, "every column once", f"{str(twice[0])[:80]!r} more than once")
     out = table.copy()
     for column in known:
         if column.name not in out:
@@ -117,8 +118,8 @@ def read_star(path: Path) -> StarTables:
     candidates = named or [t for t in tables.values() if len(t.columns)]
     if not candidates:
         raise BadInputError(where, "a table of particles or micrographs", f"tables {found}")
-    rows = _renamed(candidates[0].reset_index(drop=True), columns.PARTICLES + columns.MICROGRAPHS, True)
-    optics = _renamed(optics.reset_index(drop=True), columns.OPTICS, True)
+    rows = _internal(candidates[0].reset_index(drop=True), columns.PARTICLES + columns.MICROGRAPHS, where)
+    optics = _internal(optics.reset_index(drop=True), columns.OPTICS, where)
     if optics.empty:
         rows, optics = _split_optics(rows, where)
     optics = _typed(optics, columns.OPTICS, where)
@@ -164,7 +165,7 @@ def _split_optics(rows: pd.DataFrame, where: str) -> tuple[pd.DataFrame, pd.Data
 
     There the pixel size is that of the row's image: detector pixel in um / magnification.
     """
-    rows = _renamed(rows, columns.OPTICS, True)
+    rows = _internal(rows, columns.OPTICS, where)
     pixel = "pixel_size" if "image_name" in rows else "micrograph_pixel_size"
     old = ("rlnDetectorPixelSize", "rlnMagnification")
     if set(old) <= set(rows):
@@ -245,7 +246,7 @@ def write_star(
             blocks[name] = dict(table)
             continue
         known = columns.OPTICS if name == "optics" else columns.MICROGRAPHS + columns.PARTICLES
-        blocks[name] = _renamed(table, known, False)
+        blocks[name] = table.rename(columns={c.name: c.label for c in known})
     path.parent.mkdir(parents=True, exist_ok=True)
     # starfile dates its files; the same tables shall give the same bytes.
     text = "".join(f"{line}\n" for line in (*(f"# {comment}" for comment in comments), *_lines(blocks)))

@@ -78,7 +78,7 @@ class LiveProject:
             record = taken[i]["record"]
             level = self._row(f"{runs['ingest']}/level8", i)
             pixel = float(record["level_pixel_size"])
-            picks = np.empty((0, 2))
+            picks = None
             if i in picked:
                 found = self._row(f"{runs['pick']}/picks", i)[: int(picked[i]["record"]["n_candidates"])]
                 scale = float(settings["data"]["pixel_size"]) / pixel

@@ -8,6 +8,7 @@ from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.runtime.memory import MemoryPlan, available_bytes, plan_memory, scoring_bytes
 from cryoseg_dist.stages import abinitio
+from cryoseg_dist.stages.refine import RefineSettings
 from cryoseg_dist.stages.refine_expectation import BATCH, CHUNK, KEPT_BYTES
 
 # Shifts of the first pass; later iterations, whose range is smaller, have fewer.
@@ -22,10 +23,8 @@ def plan_refinement(session: Session, particles: Particles) -> MemoryPlan:
     SettingsError
         It does not fit.
     """
-    settings, symmetry = session.settings.refine, session.settings.particle.symmetry
-    orders = range(settings.first_order, settings.last_order + 1)
-    fit = [o for o in orders if n_orientations(o, symmetry) <= settings.most_orientations]
-    return _plan(session, particles, max(fit, default=settings.first_order), maps=2, groups=2)
+    order = finest_order(session.settings.refine, session.settings.particle.symmetry)
+    return _plan(session, particles, order, maps=2, groups=2)
 
 
 def plan_stochastic(session: Session, particles: Particles) -> MemoryPlan:
@@ -40,25 +39,49 @@ def plan_reconstruction(session: Session, particles: Particles) -> MemoryPlan:
     return _plan(session, particles, None, maps=0, groups=2)
 
 
+def finest_order(settings: RefineSettings, symmetry: str) -> int:
+    """The finest grid of orientations that a refinement will search whole."""
+    orders = range(settings.first_order, settings.last_order + 1)
+    return max((o for o in orders if n_orientations(o, symmetry) <= settings.most_orientations), default=orders[0])
+
+
+def worker_bytes(size: int, pixel_size: float, diameter: float, order: int, symmetry: str, maps: int) -> int:
+    """What a worker holds that scores particles.
+
+    Parameters
+    ----------
+    size : int
+        Box in pixels.
+    pixel_size, diameter : float
+        A.
+    order : int
+        Of the grid of orientations.
+    symmetry : str
+    maps : int
+        Half maps or starts.
+    """
+    displacement = math.radians(angular_step(order)) * 0.5 * diameter
+    shell = min((size - 1) // 2, max(5.0, 1.2 * size * pixel_size / displacement))
+    return scoring_bytes(
+        size,
+        maps=maps,
+        orientations=n_orientations(order, symmetry),
+        pixels=round(0.5 * math.pi * shell * shell),
+        shifts=SHIFTS,
+        batch=BATCH,
+        chunk=CHUNK,
+        kept=KEPT_BYTES,
+    )
+
+
 def _plan(session: Session, particles: Particles, order: int | None, maps: int, groups: int) -> MemoryPlan:
     engine, s = session.settings.engine, session.settings
     cores = engine.workers or os.cpu_count() or 1
     each, workers = 0, 0
     if order is not None and engine.ray_address is None:
-        size, pixel = particles.size, particles.optics.pixel_size
-        displacement = math.radians(angular_step(order)) * 0.5 * particles.diameter
-        shell = min((size - 1) // 2, max(5.0, 1.2 * size * pixel / displacement))
         workers = 1 if engine.engine == "inline" else cores
-        each = scoring_bytes(
-            size,
-            maps=maps,
-            orientations=n_orientations(order, s.particle.symmetry),
-            pixels=round(0.5 * math.pi * shell * shell),
-            shifts=SHIFTS,
-            batch=BATCH,
-            chunk=CHUNK,
-            kept=KEPT_BYTES,
-        )
+        pixel = particles.optics.pixel_size
+        each = worker_bytes(particles.size, pixel, particles.diameter, order, s.particle.symmetry, maps)
     plan = plan_memory(
         particles.size,
         s.reconstruct.padding,

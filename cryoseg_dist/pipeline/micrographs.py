@@ -149,7 +149,7 @@ def _header(path: Path) -> ingest.MicrographHeader:
     try:
         header = image_header(path)
     except BadInputError as fault:
-        return ingest.MicrographHeader(str(path), fault=str(fault))
+        return ingest.MicrographHeader(str(path), fault=fault.found)
     return ingest.MicrographHeader(str(path), header.shape, header.pixel_size)
 
 

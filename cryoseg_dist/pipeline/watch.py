@@ -58,8 +58,11 @@ def watch(session: Session, options: WatchOptions, stop: Event, until: str = "re
     renew = FIRST_CLASSES
     behind = len(listed) > 0
     quiet_since = time.monotonic()
-    waiting = False
+    waiting, there = False, True
     while not stop.is_set() and time.monotonic() - quiet_since < options.timeout:
+        if options.folder.is_dir() != there:
+            there = not there
+            session.say(f"{options.folder} is {'there again' if there else 'gone; waiting for it'}", "watch")
         for arrival in arrivals.complete(listed, time.monotonic()):
             quiet_since = time.monotonic()
             if listed.add(arrival):
@@ -76,8 +79,10 @@ def watch(session: Session, options: WatchOptions, stop: Event, until: str = "re
                 goal, renew = "classify", math.ceil(GROWTH * len(listed))
             try:
                 run_pipeline(session, goal)
-            except StageFailedError as fault:
-                # Too few, or none good yet: more may come.
+            except (StageFailedError, BadInputError) as fault:
+                if isinstance(fault, BadInputError) and any(a.shape for a in listed.arrivals):
+                    raise
+                # Too few, none good, or only broken ones yet: more may come.
                 session.say(f"not yet: {fault}", "watch")
             quiet_since = time.monotonic()
             waiting = False

@@ -135,7 +135,12 @@ class Arrivals:
     def complete(self, known: WatchList, now: float) -> Iterator[Arrival]:
         """Files that are complete now and not in the list, by time of change."""
         present = {}
-        for path in sorted(self.folder.rglob("*")):
+        try:
+            paths = sorted(self.folder.rglob("*"))
+        except OSError:
+            # A mount that does not answer: the files are there again when it does.
+            return
+        for path in paths:
             if path.name.startswith(".") or not path.name.lower().endswith(SUFFIXES) or path in known:
                 continue
             try:
@@ -177,5 +182,5 @@ def examine(path: Path, *, tolerate: bool) -> Arrival | None:
         header = image_header(path)
         read_images(ImageFile(str(path)))
     except BadInputError as fault:
-        return Arrival(str(path), size, digest.hexdigest(), fault=str(fault)) if tolerate and path.exists() else None
+        return Arrival(str(path), size, digest.hexdigest(), fault=fault.found) if tolerate and path.exists() else None
     return Arrival(str(path), size, digest.hexdigest(), header.shape, header.pixel_size)

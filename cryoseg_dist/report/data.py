@@ -69,8 +69,8 @@ class MicrographView:
         A small version, such as the 8 A/px level.
     pixel_size : float
         A per pixel of ``image``.
-    picks : ndarray, shape (n, 2)
-        x, y in pixels of ``image``.
+    picks : ndarray, shape (n, 2), optional
+        x, y in pixels of ``image``; None before picking.
     diameter : float, optional
         Of the circles, in A.
     accepted : bool
@@ -79,7 +79,7 @@ class MicrographView:
     name: str
     image: np.ndarray
     pixel_size: float
-    picks: np.ndarray
+    picks: np.ndarray | None
     diameter: float | None = None
     accepted: bool = True
 

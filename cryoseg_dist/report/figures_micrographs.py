@@ -47,7 +47,8 @@ def picked_micrograph(view: MicrographView, largest: int = 512) -> Markup:
     pixel_size = view.pixel_size * factor
     height, width = image.shape
     # Centre of a block of pixels: sample i of the large image lies at (i + 1/2) / factor - 1/2 of the small one.
-    picks = (np.asarray(view.picks, dtype=np.float64).reshape(-1, 2) + 0.5) / factor
+    held = np.empty((0, 2)) if view.picks is None else view.picks
+    picks = (np.asarray(held, dtype=np.float64).reshape(-1, 2) + 0.5) / factor
     radius = 0.5 * (view.diameter or 16.0 * pixel_size) / pixel_size
     circles = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>' for x, y in picks)
     bar = scale_bar(width * pixel_size)
@@ -74,7 +75,7 @@ def gallery(views: Sequence[MicrographView], most: int = 12) -> list[Card]:
     cards = []
     for i in spread(len(views), most):
         view = views[i]
-        facts = [("picks", f"{len(np.asarray(view.picks).reshape(-1, 2)):,}")]
+        facts = [] if view.picks is None else [("picks", f"{len(np.asarray(view.picks).reshape(-1, 2)):,}")]
         cards.append(Card(view.name, picked_micrograph(view), facts, view.accepted))
     return cards
 

@@ -9,7 +9,7 @@ OBJECT_STORE_BYTES = 256 << 20
 
 
 def start_ray(address: str | None = None, cpus: int | None = None) -> None:
-    """Join a cluster, or start an embedded one that listens on this machine alone and reports to nobody."""
+    """Join a cluster, or start an embedded one that only processes of this run may use and that reports to nobody."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     common = {"logging_level": logging.WARNING, "log_to_driver": False}

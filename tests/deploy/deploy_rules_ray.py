@@ -9,14 +9,17 @@ from deploy_manifests import TOP, cluster_spec, clusters, of_kind, pods, quantit
 
 from cryoseg_dist.errors import CryosegError
 from cryoseg_dist.pipeline.config import RunSettings, build_settings, from_environment
+from cryoseg_dist.pipeline.memory_plan import finest_order, worker_bytes
+from cryoseg_dist.runtime.memory import finishing_bytes, summing_bytes
+from cryoseg_dist.stages.extract import window_geometry
 
 Objects = list[dict[str, Any]]
 # What KubeRay adds to the names of a job's clusters and of a cluster's pods must still fit 63 characters.
 NAME_LIMITS = {"RayJob": 47, "RayCluster": 53}
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 TOKEN_SINCE, AUTOSCALER_V2_SINCE = (2, 52), (2, 10)
-# Measured, see deploy/README.md: a worker process, and the driver before it holds volumes.
-WORKER_PROCESS_BYTES, DRIVER_BYTES = 1.2e9, 1.5e9
+# The network that segments, on tiles of a micrograph: measured with the image's process 1.2 GB.
+SEGMENTING_BYTES = 1.2e9
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -158,6 +161,17 @@ def settings_of(objects: Objects) -> Iterator[tuple[str, RunSettings, dict[str, 
         yield where, build_settings(tomllib.loads(text), from_environment(variables)), spec
 
 
+def planned(run: RunSettings) -> tuple[float, float]:
+    """Bytes that the memory plan reckons for a worker with its share of the sums, and for the driver that finishes maps."""
+    window = window_geometry(run.extract, run.data.pixel_size, run.particle.diameter or 0.0)
+    order, symmetry = finest_order(run.refine, run.particle.symmetry), run.particle.symmetry
+    scoring = worker_bytes(window.size, window.pixel_size, run.particle.diameter or 0.0, order, symmetry, maps=2)
+    padding, split = run.reconstruct.padding, run.reconstruct.split_every
+    # A Dask worker for every two cores sums one fold at a time; its process comes on top.
+    summing = summing_bytes(window.size, padding, threads=1, split_every=split, groups=2) / 2
+    return max(scoring, SEGMENTING_BYTES) + summing, finishing_bytes(window.size, padding, groups=2)
+
+
 def settings(objects: Objects) -> Iterator[str]:
     """The run's settings are ones that our loader takes, and they fit the cluster."""
     try:
@@ -182,13 +196,13 @@ def settings(objects: Objects) -> Iterator[str]:
                 fit = min(fit, quantity(limits.get("nvidia.com/gpu", 0)) // engine.gpus_per_worker)
             room += fit * group["maxReplicas"]
             store = float(group["rayStartParams"].get("object-store-memory", 0.3 * quantity(limits["memory"])))
-            memory = fit * WORKER_PROCESS_BYTES + store
+            memory = fit * planned(run)[0] + store
             if memory > quantity(limits["memory"]):
                 yield f"{where} {group['groupName']}: {fit:g} workers need {memory:.3g} bytes, limit {limits['memory']}"
         if (engine.workers or 1) > room:
             yield f"{where}: {engine.workers} workers asked for, room for {room:g}"
         store = float(spec["headGroupSpec"]["rayStartParams"].get("object-store-memory", 0))
-        if DRIVER_BYTES + store > quantity(head["resources"]["limits"]["memory"]):
+        if planned(run)[1] + store > quantity(head["resources"]["limits"]["memory"]):
             yield f"{where}: the head's memory does not hold the driver"
 
 

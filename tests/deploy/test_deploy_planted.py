@@ -225,6 +225,12 @@ PLANTED: list[tuple[Any, str, Change, str]] = [
     (ray_rules.settings, "base", retoml("workers = 32", "workers = 129"), "room for 128"),
     (ray_rules.settings, "base", job(f"{WORKER_BOX}.resources.limits.memory", "8Gi"), "8 workers need"),
     (ray_rules.settings, "base", job(f"{HEAD_BOX}.resources.limits.memory", "2Gi"), "head's memory"),
+    (
+        ray_rules.settings,
+        "base",
+        retoml("[engine]", "[extract]\nbox_size = 256\npixel_size = 1.5\n[engine]"),
+        "8 workers need",
+    ),
     (ray_rules.settings, "gpu", job(f"{WORKER_BOX}.resources.limits.cpu", "4"), "room for 0"),
     (ray_rules.set_aside_is_no_failure, "base", job("spec.entrypoint", "bash /etc/cryoseg/go.sh"), "no ConfigMap"),
     (

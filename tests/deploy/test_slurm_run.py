@@ -28,6 +28,12 @@ amplitude_contrast = 0.1
 [particle]
 diameter = 150
 symmetry = "D2"
+[classify]
+iterations = 4
+[abinitio]
+iterations = 8
+[refine]
+max_iterations = 4
 """
 
 

@@ -22,7 +22,7 @@ from cryoseg_dist.formats.images import image_header, read_images
 from cryoseg_dist.formats.mrc import write_stack
 from cryoseg_dist.formats.star import image_reads
 from cryoseg_dist.schema.work import ImageFile
-from tests.fuzz.readers import FORMATS, STAR, TOML, attempt, cs_table
+from tests.fuzz.readers import FORMATS, STAR, STAR_30, TOML, attempt, cs_table
 
 MOST_BYTES = 16 << 20
 # tifffile tells of every odd tag; the runs below make thousands.
@@ -122,6 +122,7 @@ HOSTILE: list[tuple[str, Callable[[Path], bytes], str]] = [
     ("star", lambda d: STAR.replace("3.5", "-inf").encode(), "rlnAngleRot"),
     ("star", lambda d: STAR.replace("0007 1 ", "0007 1e30 ").encode(), "rlnOpticsGroup"),
     ("star", lambda d: STAR.replace("_rlnOriginXAngst", "_rlnAngleRot").encode(), "every column once"),
+    ("star", lambda d: STAR_30.replace("_rlnMagnification", "_rlnVoltage").encode(), "every column once"),
     ("star", lambda d: STAR.replace("000001@", "²@").encode(), "section@stack"),
     ("star", lambda d: STAR.replace("000001@", "9" * 5000 + "@").encode(), "section@stack"),
     ("star", lambda d: STAR.replace("3.5", "x" * 10**6).encode(), "rlnAngleRot"),

@@ -16,6 +16,7 @@ from cryoseg_dist.cli.session import open_session
 from cryoseg_dist.cli.simulate import write_micrographs
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.pipeline.config import build_settings
+from cryoseg_dist.pipeline.run import run_pipeline
 from cryoseg_dist.pipeline.watch import WatchOptions, watch
 from cryoseg_dist.pipeline.watch_list import LIST_NAME, Arrival, Arrivals, WatchList
 from cryoseg_dist.schema.optics import Optics
@@ -72,7 +73,89 @@ def test_a_file_is_complete_when_it_is_still_and_whole(images: list[Path], tmp_p
     (folder / "b.mrc").write_bytes(whole[:5000])
     assert [names(complete(t)) for t in (600, 620, 650, 699)] == [[], [], [], []]
     [broken] = complete(700)
-    assert "truncated" in broken.fault
+    assert "5000 instead of" in broken.fault
+
+
+def test_copies_renames_and_a_mount_that_does_not_answer(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, folder = WatchList(tmp_path / LIST_NAME), tmp_path / "in"
+    (folder / "session 2").mkdir(parents=True)
+    arrivals = Arrivals(folder, settle=10, patience=100)
+
+    def complete(now: float) -> list[str]:
+        found = list(arrivals.complete(listed, now))
+        for arrival in found:
+            listed.add(arrival)
+        return names(found)
+
+    # As rsync does: a hidden name first, the old time of change kept, then the name.
+    hidden = folder / "session 2" / ".Ünter 1.mrc.Xy12"
+    shutil.copy(images[0], hidden)
+    os.utime(hidden, (1e9, 1e9))
+    assert [complete(t) for t in (0, 20)] == [[], []]
+    hidden.rename(folder / "session 2" / "Ünter 1.mrc")
+    assert [complete(t) for t in (21, 30, 31)] == [[], [], ["Ünter 1.mrc"]]
+    # The settle time starts anew with every growth, however slow.
+    whole = images[1].read_bytes()
+    for i in range(1, 6):
+        (folder / "slow.mrc").write_bytes(whole[: i * len(whole) // 5])
+        assert complete(30.0 + 9 * i) == []
+    assert [complete(t) for t in (84, 85)] == [[], ["slow.mrc"]]
+    # Moved after it was taken in, and rewritten: the first version counts.
+    (folder / "slow.mrc").rename(folder / "moved.mrc")
+    (folder / "slow.mrc").write_bytes(images[2].read_bytes())
+    assert [complete(t) for t in (100, 120)] == [[], ["moved.mrc"]]
+    assert names(listed.arrivals) == ["Ünter 1.mrc", "slow.mrc"]
+    shutil.copy(images[3], folder / "3.mrc")
+    assert complete(130) == []
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rglob", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+        assert complete(135) == []
+    assert complete(140) == ["3.mrc"]
+
+
+def test_a_broken_first_file_and_a_folder_that_goes_away_end_nothing(images: list[Path], tmp_path: Path) -> None:
+    folder, root = tmp_path / "in", tmp_path / "P"
+    folder.mkdir()
+    (folder / "0.mrc").write_bytes(b"not a micrograph")
+    settings = build_settings(
+        {"data": {"micrographs": str(root / LIST_NAME), **OPTICS}, "engine": {"engine": "inline"}}
+    )
+    stop = threading.Event()
+
+    def told(text: str) -> bool:
+        deadline = time.monotonic() + 60
+        path = root / "events.jsonl"
+        while not (path.exists() and text in path.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return text in path.read_text()
+
+    def microscope() -> None:
+        try:
+            assert told("not yet: micrographs: expected at least one readable")
+            folder.rename(tmp_path / "away")
+            assert told("gone; waiting for it")
+            shutil.copy(images[0], tmp_path / "away" / "1.mrc")
+            (tmp_path / "away").rename(folder)
+            assert told("ingest/000001")
+        finally:
+            stop.set()
+
+    feeder = threading.Thread(target=microscope)
+    with open_session(settings, root, ["test"]) as session:
+        feeder.start()
+        result = watch(session, WatchOptions(folder, settle=0.1, poll=0.05), stop, until="ingest")
+        # Deleted between its arrival and its turn: set aside with its reason, like any broken file.
+        lost = WatchList(root / LIST_NAME)
+        assert lost.add(Arrival(str(folder / "2.mrc"), 9, "d", (1, 640, 640), 4.0))
+        again = run_pipeline(session, "ingest")
+    feeder.join()
+    assert result.micrographs is not None
+    assert result.micrographs.usable == (1,)
+    assert again.micrographs is not None
+    assert again.micrographs.usable == (1,)
+    assert "2.mrc: expected a file, got none" in [s.reason for s in again.micrographs.set_aside][1]
 
 
 def test_the_list_keeps_numbers_and_refuses_the_same_bytes(tmp_path: Path) -> None:
