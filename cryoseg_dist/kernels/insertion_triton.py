@@ -5,15 +5,13 @@ additions go: pixels come in the order of their radius, and a launch runs ring a
 All slices of a ring fall into one thin spherical shell of the volume, which the level-2 cache holds, though it does not hold the volume.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 # Pixels of one pose that a program inserts, and its warps.
-PIXELS, WARPS = 256, 4
+PIXELS, WARPS = 128, 4
 
 
 @triton.jit
@@ -35,22 +33,13 @@ def _insert(
     row,
     stride: tl.constexpr,
     block: tl.constexpr,
-    lanes: tl.constexpr,
-    by_ring: tl.constexpr,
     vector: tl.constexpr,
 ):
-    """``lanes`` neighbouring threads share a pixel and its eight corners; ``stride`` floats lie between voxels."""
-    program = tl.program_id(0)
-    if by_ring:
-        q = program % n_poses
-        first = (program // n_poses) * block
-    else:
-        blocks = tl.cdiv(n_pixels, block)
-        q = program // blocks
-        first = (program % blocks) * block
-    i = tl.arange(0, block * lanes)
-    p = first + i // lanes
-    lane = i % lanes
+    """Two neighbouring threads share a pixel, one each side of it along x; ``stride`` floats lie between voxels."""
+    q = tl.program_id(0) % n_poses
+    i = tl.arange(0, 2 * block)
+    p = (tl.program_id(0) // n_poses) * block + i // 2
+    jx = i % 2
     held = p < n_pixels
     fx = tl.load(kx + p, mask=held, other=0).to(tl.float32)
     fy = tl.load(ky + p, mask=held, other=0).to(tl.float32)
@@ -75,10 +64,9 @@ def _insert(
     x0, y0, z0 = low_x.to(tl.int32), low_y.to(tl.int32), low_z.to(tl.int32)
     limit = m // 2 - 1
     held = held & (x0 <= limit) & (tl.abs(y0) <= limit) & (tl.abs(z0) <= limit)
-    for step in tl.static_range(8 // lanes):
-        corner = step * lanes + lane
-        jx, jy, jz = corner & 1, (corner >> 1) & 1, corner >> 2
-        f = tl.where(jx == 1, dx, 1.0 - dx) * tl.where(jy == 1, dy, 1.0 - dy) * tl.where(jz == 1, dz, 1.0 - dz)
+    for corner in tl.static_range(4):
+        jy, jz = corner % 2, corner // 2
+        f = tl.where(jx == 1, dx, 1.0 - dx) * (dy if jy else 1.0 - dy) * (dz if jz else 1.0 - dz)
         yy, zz = y0 + jy, z0 + jz
         yy = tl.where(yy < 0, yy + m, yy)
         zz = tl.where(zz < 0, zz + m, zz)
@@ -117,20 +105,20 @@ def insert_triton(
     kx: Tensor,
     size: int,
     padding: int,
-    **variant: Any,
+    *,
+    vector: bool = True,
 ) -> None:
     """Insert with the Triton kernel; arguments as of :func:`~cryoseg_dist.kernels.insertion.insert`, all given.
 
-    Voxels may lie three floats apart, or four as those of ``accumulator.empty_accumulator`` on a GPU, which then take one vector
-    addition each.
+    Voxels that lie four floats apart, as those of ``accumulator.empty_accumulator`` on a GPU, take one vector addition each unless
+    ``vector`` is false; others three of single numbers.
     """
     m = accumulator.shape[0]
     stride = accumulator.stride(2)
     q, p = pose_image.shape[0], ky.shape[0]
-    options = {"block": PIXELS, "lanes": 2, "by_ring": True, "vector": stride == 4, "num_warps": WARPS, **variant}
     if q == 0:
         return
-    _insert[(q * triton.cdiv(p, options["block"]),)](
+    _insert[(q * triton.cdiv(p, PIXELS),)](
         accumulator,
         torch.view_as_real(images.contiguous()),
         weights.contiguous(),
@@ -147,5 +135,7 @@ def insert_triton(
         padding,
         m // 2 + 1,
         stride=stride,
-        **options,
+        block=PIXELS,
+        vector=vector and stride == 4,
+        num_warps=WARPS,
     )

@@ -61,13 +61,13 @@ class FineSlices:
         self._place = torch.full((len(grid),), -1, dtype=torch.int64, device=volume.device)
         self._used = 0
 
-    def of(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotations (b, c r, 3, 3) and slices (b, c r, p) of the cells (b, r) of ``b`` particles."""
-        rotations = self._children @ self._grid[cells][..., None, :, :]
+    def of(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotations (b, c r, 3, 3) of the cells (b, r) of ``b`` particles, slices (n, p), and which of them (b, c r) they have."""
+        rotations = (self._children @ self._grid[cells][..., None, :, :]).flatten(1, 2)
         distinct = cells.unique()
         if len(distinct) > len(self._kept):
-            slices = project_pixels(self._volume, rotations.reshape(-1, 3, 3), self._ky, self._kx)
-            return rotations.flatten(1, 2), slices.unflatten(0, (len(cells), -1))
+            slices = project_pixels(self._volume, rotations.flatten(0, 1), self._ky, self._kx)
+            return rotations, slices, numbered(rotations)
         new = distinct[self._place[distinct] < 0]
         if self._used + len(new) > len(self._kept):
             self._place.fill_(-1)
@@ -79,7 +79,15 @@ class FineSlices:
             self._kept[self._used : self._used + len(new)] = made.unflatten(0, (len(new), -1))
             self._place[new] = place
             self._used += len(new)
-        return rotations.flatten(1, 2), self._kept[self._place[cells]].flatten(1, 2)
+        n = len(self._children)
+        rows = self._place[cells][..., None] * n + torch.arange(n, device=cells.device)
+        return rotations, self._kept.flatten(0, 1), rows.flatten(1)
+
+
+def numbered(rotations: Tensor) -> Tensor:
+    """Numbers (b, r) of the rotations (b, r, 3, 3) of ``b`` particles, counted through."""
+    b, r = rotations.shape[:2]
+    return torch.arange(b * r, device=rotations.device).view(b, r)
 
 
 def _alike(size: Tensor, room: int) -> Iterator[Tensor]:
@@ -96,7 +104,7 @@ def split_cells(
     observations: Observations,
     cells: Tensor,
     shifts: Tensor,
-    slices_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    slices_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
     log_prior: Callable[[Tensor, Tensor], Tensor],
     ky: Tensor,
     kx: Tensor,
@@ -118,7 +126,7 @@ def split_cells(
     shifts : Tensor, float32, shape (b, t, 2)
         Centres of cells of shifts in pixels, NaN beyond the last.
     slices_of : Callable
-        Rotations (n, c r, 3, 3) and slices (n, c r, p), given rows (n,) and their cells (n, r).
+        Rotations (n, c r, 3, 3), slices (m, p) and which of them (n, c r), given rows (n,) and their cells (n, r).
     log_prior : Callable
         Of shifts (n, t, 2) of rows (n,).
     size : int
@@ -148,9 +156,10 @@ def split_cells(
         r, t = sizes[group].amax(dim=0).tolist()
         rows = group.to(device)
         chosen, centres = cells[rows, :r], shifts[rows, :t]
-        rotations, slices = slices_of(rows, chosen.clamp(min=0))
+        rotations, slices, index = slices_of(rows, chosen.clamp(min=0))
         fine = (torch.nan_to_num(centres)[:, :, None] + quarter).flatten(1, 2)
-        score = log_likelihood(observations[rows], shift_phases(fine, ky, kx, size), slices, any_scale=any_scale)
+        phases = shift_phases(fine, ky, kx, size)
+        score = log_likelihood(observations[rows], phases, slices, index, any_scale=any_scale)
         score += log_prior(rows, fine)[..., None]
         absent = torch.isnan(centres[..., 0]).repeat_interleave(4, dim=1)[:, :, None]
         absent = absent | (chosen < 0).repeat_interleave(rotations.shape[1] // r, dim=1)[:, None, :]

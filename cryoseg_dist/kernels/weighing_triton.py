@@ -28,6 +28,7 @@ def _weigh(
     scale,
     has_even: tl.constexpr,
     has_odd: tl.constexpr,
+    even_size: tl.constexpr,
     block: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
@@ -38,9 +39,13 @@ def _weigh(
     re0 = tl.load(spectra + 2 * at, mask=held, other=0.0)
     im0 = tl.load(spectra + 2 * at + 1, mask=held, other=0.0)
     # Transforms have their origin in the corner; whole turns are dropped before the angle is taken.
-    angle = (((jx + jy + size) * (size // 2)) % size).to(tl.float32) * (6.283185307179586 / size)
-    c, s = tl.cos(angle), tl.sin(angle)
-    re, im = re0 * c - im0 * s, re0 * s + im0 * c
+    if even_size:
+        sign = (1 - 2 * ((jx + jy) & 1)).to(tl.float32)
+        re, im = re0 * sign, im0 * sign
+    else:
+        angle = (((jx + jy + size) * (size // 2)) % size).to(tl.float32) * (6.283185307179586 / size)
+        c, s = tl.cos(angle), tl.sin(angle)
+        re, im = re0 * c - im0 * s, re0 * s + im0 * c
     x, y = jx.to(tl.float32) * scale, jy.to(tl.float32) * scale
     square = x * x + y * y
     f = factors + 5 * b
@@ -55,10 +60,11 @@ def _weigh(
         re, im = re * c - im * s, re * s + im * c
     ctf = tl.sin(chi)
     weighted = ctf * tl.load(inverse_noise + p, mask=held, other=0.0)
-    at = b * n_pixels + p
-    tl.store(data + 2 * at, re * weighted, mask=held)
-    tl.store(data + 2 * at + 1, im * weighted, mask=held)
-    tl.store(weights + at, ctf * weighted, mask=held)
+    tl.store(weights + b * n_pixels + p, ctf * weighted, mask=held)
+    first = tl.program_id(1) * (2 * block)
+    i = first + tl.arange(0, 2 * block)
+    both = tl.interleave(re * weighted, im * weighted)
+    tl.store(data + 2 * b * n_pixels + i, both, mask=i < 2 * n_pixels)
 
 
 def weigh_triton(
@@ -104,6 +110,7 @@ def weigh_triton(
         1.0 / (size * microscope.groups[0].pixel_size),
         has_even=even is not None,
         has_odd=odd is not None,
+        even_size=size % 2 == 0,
         block=PIXELS,
         num_warps=WARPS,
     )

@@ -6,11 +6,23 @@ from torch import Tensor
 from cryoseg_dist.networks.unet import UNet
 
 
-def for_inference(network: UNet, device: torch.device) -> UNet:
-    """The network on its device, channels last; in bfloat16 on a GPU, whose matrix units are made for it."""
-    if device.type != "cpu":
-        network = network.to(torch.bfloat16)
-    return network.eval().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+def for_inference(network: UNet, device: torch.device, compiled: bool = False) -> UNet:
+    """The network on its device, channels last; in bfloat16 on a GPU, whose matrix units are made for it.
+
+    Parameters
+    ----------
+    network : UNet
+        Without batch normalisation.
+    device : torch.device
+    compiled : bool
+        Compile it at its first image, for images of that extent; on a GPU only.
+    """
+    if device.type == "cpu":
+        return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.eval().to(device, torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        network.compile()
+    return network
 
 
 def class_probabilities(network: UNet, images: Tensor) -> Tensor:

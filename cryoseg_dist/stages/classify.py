@@ -193,7 +193,7 @@ class ClassifyStage:
         to sum up without matching. Writes ``partials`` (1, K, m, m // 2 + 1, 3) and ``assignment`` (1, unit size, 6).
         The record holds sums for the noise spectrum.
         """
-        images = torch.from_numpy(batch_images(unit.parameters, inputs["images"]))
+        images = torch.from_numpy(batch_images(unit.parameters, inputs["images"]).astype(np.float32))
         transfer = torch.from_numpy(np.asarray(unit.parameters["ctf"], dtype=np.float32))
         fixed = unit.parameters.get("fixed")
         total = empty_planes(state.n_classes, state.size, PADDING)

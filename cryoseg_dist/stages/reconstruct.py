@@ -15,6 +15,7 @@ from cryoseg_dist.kernels.insertion import insert
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import disc_pixels
 from cryoseg_dist.kernels.so3 import euler_to_matrix
+from cryoseg_dist.kernels.staging import Staging
 from cryoseg_dist.kernels.symmetrisation import symmetrise
 from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.kernels.weighing import weigh
@@ -23,7 +24,7 @@ from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.schema.work import Read, Unit
 
 # Images inserted at once: enough that insertion can order their pixels, and more so that a GPU finds its cache warm.
-INSERTED, INSERTED_GPU = 256, 2048
+INSERTED, GPU_BYTES = 256, 2**30
 
 
 class ReconstructSettings(Settings):
@@ -84,6 +85,7 @@ class FoldStage:
     def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sum over one fold, float32, of ``partial_shape``."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        staging = None if device.type == "cpu" else Staging(device)
         total = empty_accumulator(self.size, self.padding, device)
         ky, kx = disc_pixels(self.size, self.max_shell or self.size / 2, device)
         if device.type == "cpu":
@@ -96,8 +98,10 @@ class FoldStage:
             rows, images = part.get("rows"), inputs[f"images/{i}"]
             images = images if rows is None else images[np.asarray(rows)]
             poses = inputs[f"poses/{i}"][0, : len(images)] if f"poses/{i}" in inputs else part["poses"]
-            self._insert(total, images, np.asarray(part["ctf"]), np.asarray(poses), inverse_noise, microscope, ky, kx)
-        return total.contiguous().cpu().numpy()
+            self._insert(
+                total, images, np.asarray(part["ctf"]), np.asarray(poses), inverse_noise, microscope, ky, kx, staging
+            )
+        return total.numpy() if staging is None else staging.download(total)
 
     def _insert(
         self,
@@ -109,17 +113,18 @@ class FoldStage:
         microscope: Microscope,
         ky: Tensor,
         kx: Tensor,
+        staging: Staging | None,
     ) -> None:
         device = total.device
-        at_once = INSERTED if device.type == "cpu" else INSERTED_GPU
+        at_once = INSERTED if staging is None else max(1, GPU_BYTES // (4 * self.size**2))
         for first in range(0, len(images), at_once):
             rows = slice(first, first + at_once)
             columns = torch.from_numpy(transfer[rows].astype(np.float32))
-            some = torch.from_numpy(images[rows]).to(device)
+            some = torch.from_numpy(images[rows]) if staging is None else staging.upload(images[rows])
             data, weights = weigh(some, microscope, columns, inverse_noise, ky, kx)
-            pose = torch.from_numpy(poses[rows].astype(np.float32)).to(device)
+            pose = torch.from_numpy(poses[rows].astype(np.float32))
             image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
-            used = pose[image, slot]
+            used, image = pose[image, slot].to(device), image.to(device)
             insert(
                 total,
                 data,

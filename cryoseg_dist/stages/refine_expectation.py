@@ -27,7 +27,7 @@ from cryoseg_dist.kernels.orientation_grid import (
     orientation_grid,
     subdivide,
 )
-from cryoseg_dist.kernels.second_pass import FineSlices, first_distinct, split_cells
+from cryoseg_dist.kernels.second_pass import FineSlices, first_distinct, numbered, split_cells
 from cryoseg_dist.kernels.slices import disc_pixels, prepare_volume, project_pixels, take_pixels
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import Read, Unit, UnitResult
@@ -45,9 +45,9 @@ GPU_BATCH = 512
 
 
 def batch_images(parameters: Mapping[str, Any], images: np.ndarray) -> np.ndarray:
-    """The images of a batch, float32: those in ``rows`` where the unit read more than it needs."""
+    """The images of a batch: those in ``rows`` where the unit read more than it needs."""
     rows = parameters.get("rows")
-    return (images if rows is None else images[np.asarray(rows)]).astype(np.float32)
+    return images if rows is None else images[np.asarray(rows)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +142,13 @@ class ExpectationStage:
         n_fine, n_coarse = (
             int((square <= shell * shell).sum()) for shell in (self.sampling.max_shell, self.sampling.coarse_shell)
         )
+        n_scored = n_fine if device == "cpu" else min(-(-n_fine // 16) * 16, len(ky))
         room = room_on(ky.device)
         children = subdivide(angular_step(self.sampling.order)).float().to(device)
         nothing: list[list[Tensor]] = [[] for _ in volumes]
-        state = _State(size, volumes, ky, kx, n_fine, n_coarse, torch.empty((0, 3, 3)), nothing, [], children, room)
+        state = _State(
+            size, volumes, ky, kx, n_fine, n_coarse, n_scored, torch.empty((0, 3, 3)), nothing, [], children, room
+        )
         if self.sampling.local:
             return state
         grid = orientation_grid(self.sampling.order, self.symmetry, torch.from_numpy(self.perturbation)).float()
@@ -153,7 +156,7 @@ class ExpectationStage:
         slices = [
             [project_pixels(v, part, ky[:n_coarse], kx[:n_coarse]) for part in grid.split(CHUNK)] for v in volumes
         ]
-        fine = [FineSlices(v, ky[:n_fine], kx[:n_fine], grid, children, room.kept) for v in volumes]
+        fine = [FineSlices(v, ky[:n_scored], kx[:n_scored], grid, children, room.kept) for v in volumes]
         return replace(state, grid=grid, slices=slices, fine=fine)
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
@@ -181,9 +184,9 @@ class ExpectationStage:
     def _batch(
         self, images: Tensor, transfer: Tensor, last: Tensor, half: int, state: "_State", sums: "_Sums"
     ) -> Tensor:
-        size, n = state.size, state.n_fine
+        size, n = state.size, state.n_scored
         device = state.ky.device
-        images = images.to(device)
+        images = images.to(device).float()
         microscope = Microscope(self.optics, size, state.ky, state.kx)
         c = microscope.ctf(transfer)
         mask = soft_sphere(size, 0.5 * self.diameter / microscope.groups[0].pixel_size, 5.0, 2).to(device)
@@ -193,7 +196,9 @@ class ExpectationStage:
         home = microscope.in_phase(home, transfer)
         seen = take_pixels(to_fourier(images * mask), state.ky, state.kx)[:, :n] * home[:, :n]
         noise = torch.from_numpy(self.noise[half]).to(device)[state.shell]
-        observations = observe(seen, c[:, :n], noise[:n])
+        scored = noise[:n].clone()
+        scored[state.n_fine :] = torch.inf
+        observations = observe(seen, c[:, :n], scored)
         rotations, shifts, scores = self._poses(observations, last, half, state)
         weights = torch.softmax(scores, dim=1)
         # Beyond that share of what was kept, poses would only take time.
@@ -211,7 +216,7 @@ class ExpectationStage:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Best rotations (b, k, 3, 3), shifts in px (b, k, 2) and their log-likelihoods, best first."""
         s, device = self.sampling, state.ky.device
-        ky, kx, n = state.ky[: state.n_fine], state.kx[: state.n_fine], state.n_coarse
+        ky, kx, n = state.ky[: state.n_scored], state.kx[: state.n_scored], state.n_coarse
         shifts = shift_grid(s.shift_range_px, s.shift_step_px).to(device)
         phases = shift_phases(shifts, ky[:n], kx[:n], state.size)
         centre = last[:, 9:11].to(device)
@@ -228,10 +233,10 @@ class ExpectationStage:
         count = significant(found.score, found.log_sum, self.share)
         at = first_distinct(found.shift, count, MOST_SHIFTS)
 
-        def own_slices(rows: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        def own_slices(rows: Tensor, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             rotations = (state.children @ around[rows[:, None], cells][:, :, None]).flatten(1, 2)
             slices = project_pixels(state.volumes[half], rotations.flatten(0, 1), ky, kx)
-            return rotations, slices.unflatten(0, rotations.shape[:2])
+            return rotations, slices, numbered(rotations)
 
         return split_cells(
             observations,
@@ -263,9 +268,16 @@ class ExpectationStage:
         for rows in torch.arange(len(around)).split(max(1, state.room.slices // (8 * n * around.shape[1]))):
             here = slice(int(rows[0]), int(rows[-1]) + 1)
             slices = project_pixels(state.volumes[half], around[here].flatten(0, 1), state.ky[:n], state.kx[:n])
-            slices = slices.unflatten(0, (len(rows), -1))
             parts.append(
-                search(coarse[here], phases, [slices], CANDIDATES, prior=prior[here], any_scale=self.any_scale)
+                search(
+                    coarse[here],
+                    phases,
+                    [slices],
+                    CANDIDATES,
+                    index=numbered(around[here]),
+                    prior=prior[here],
+                    any_scale=self.any_scale,
+                )
             )
         return joined(parts)
 
@@ -309,7 +321,11 @@ def room_on(device: torch.device) -> Room:
 
 @dataclass(frozen=True)
 class _State:
-    """What a worker keeps in one iteration; pixels lie in the order of their radius."""
+    """What a worker keeps in one iteration; pixels lie in the order of their radius.
+
+    Poses are found with ``n_fine`` pixels, the first pass with ``n_coarse``. ``n_scored`` may be a few more, of infinite noise, so that rows of
+    slices start where a GPU can read them at once.
+    """
 
     size: int
     volumes: list[Tensor]
@@ -317,6 +333,7 @@ class _State:
     kx: Tensor
     n_fine: int
     n_coarse: int
+    n_scored: int
     grid: Tensor
     slices: list[list[Tensor]]
     fine: list[FineSlices]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cryoseg_dist.kernels.accumulator import empty_accumulator
 from cryoseg_dist.kernels.insertion_torch import insert_torch
+from cryoseg_dist.kernels.matching import Observations, own_products, search
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import disc_pixels, prepare_volume, project_pixels, put_pixels
 from cryoseg_dist.kernels.so3 import angular_distance, random_rotations
@@ -129,8 +130,6 @@ def orders(ky: Tensor, kx: Tensor) -> dict[str, Tensor]:
         "radius": torch.arange(len(ky), device=ky.device),
         "rows": torch.argsort(ky * 4096 + kx),
         "ring2": ring_order(ky, kx, 2.0),
-        "ring4": ring_order(ky, kx, 4.0),
-        "ring8": ring_order(ky, kx, 8.0),
     }
 
 
@@ -162,15 +161,9 @@ def check() -> None:
         upcast = [t.to(torch.complex128) if t.is_complex() else t.double() for t in given[:2]]
         insert_torch(exact, *upcast, which, rotations.double(), shifts.double(), share.double(), ky, kx, size, padding)
         onto = [t.to(DEVICE) for t in given]
-        for name, apart, variant in (
-            ("vector, 1 lane", 4, {"lanes": 1}),
-            ("vector, 2 lanes", 4, {"lanes": 2}),
-            ("vector, 8 lanes", 4, {"lanes": 8, "block": 128}),
-            ("vector, pose by pose", 4, {"by_ring": False}),
-            ("scalar", 3, {}),
-        ):
+        for name, apart in (("vector additions", 4), ("single additions", 3)):
             total = torch.zeros((m, m, m // 2 + 1, apart), device=DEVICE)[..., :3]
-            insert_triton(total, *onto, size, padding, **variant)
+            insert_triton(total, *onto, size, padding)
             tell("check", f"insertion {size} px padding {padding}, {name}", error=relative(total, exact))
         again = []
         for _ in range(6):
@@ -199,6 +192,35 @@ def check() -> None:
         there = [t.to(DEVICE) for t in (inverse, ky, kx)]
         got, got_weights = weigh(images.to(DEVICE), Microscope(groups, size, *there[1:]), columns, *there)
         tell("check", f"weighing {size} px", error=relative(got, data), weights=relative(got_weights, weights))
+    g = generator(5)
+    ky, kx = disc_pixels(64, 24)
+    b, t, r, n = 9, 37, 200, 300
+    data, references = (torch.randn((k, len(ky)), generator=g, dtype=torch.complex64) for k in (b, n))
+    weight, prior = torch.rand((b, len(ky)), generator=g), torch.randn((b, t), generator=g)
+    phases = torch.polar(torch.ones(b, t, len(ky)), 6.28 * torch.rand((b, t, len(ky)), generator=g))
+    index = torch.randint(0, n, (b, r), generator=g)
+    exact = own_products(
+        Observations(data.to(torch.complex128), weight.double()),
+        phases.to(torch.complex128),
+        references.to(torch.complex128),
+        index,
+    )
+    there = [x.to(DEVICE) for x in (data, weight, phases, references, index)]
+    got = own_products(Observations(*there[:2]), *there[2:])
+    tell("check", "products with own references", cross=relative(got[0], exact[0]), energy=relative(got[1], exact[1]))
+    for any_scale in (False, True):
+        exact_best = search(Observations(data, weight), phases[0], [references], 64, prior=prior, any_scale=any_scale)
+        best = search(
+            Observations(*there[:2]), there[2][0], [there[3]], 64, prior=prior.to(DEVICE), any_scale=any_scale
+        )
+        same = (best.rotation.cpu() == exact_best.rotation) & (best.shift.cpu() == exact_best.shift)
+        tell(
+            "check",
+            f"best of a search{', any scale' if any_scale else ''}",
+            score=relative(best.score, exact_best.score),
+            log_sum=relative(best.log_sum, exact_best.log_sum),
+            same_places=float(same.float().mean()),
+        )
 
 
 def slices_of(size: int, padding: int, n: int, order: str = "radius", seed: int = 1) -> tuple[Tensor, ...]:
@@ -219,59 +241,31 @@ def insertion() -> None:
     """Particles a second into the accumulator, by variant, then by size."""
     from cryoseg_dist.kernels.insertion_triton import insert_triton
 
-    def measure(size: int, padding: int, n: int, name: str, order: str = "radius", apart: int = 4, **variant: Any):
+    def measure(size: int, padding: int, n: int, order: str = "radius", apart: int = 4) -> None:
         given = slices_of(size, padding, n, order)
         m = size * padding
         total = torch.zeros((m, m, m // 2 + 1, apart), device=DEVICE)[..., :3]
-        taken = seconds(lambda: insert_triton(total, *given, size, padding, **variant), 5, 1)
+        taken = seconds(lambda: insert_triton(total, *given, size, padding), 5, 1)
         pixels = given[-1].numel()
         # Eight voxels of three floats read and written, and the pixel read.
         moved = n * pixels * (8 * 12 * 2 + 12)
         tell(
             "insertion",
-            f"{size} px padding {padding}, {name}",
+            f"{size} px padding {padding}, {n} at once, order {order}, {apart} floats apart",
             particles_s=n / taken,
             useful_gb_s=moved / taken / 1e9,
             share_of_copy=moved / taken / LIMITS.get("copy", math.nan),
             additions_s=n * pixels * 8 / taken,
         )
-        return n / taken
 
-    variants: list[tuple[str, dict[str, Any]]] = [
-        (f"{order}, {lanes} lanes, {'ring' if ring else 'pose'} by {'ring' if ring else 'pose'}", dict(
-            order=order, lanes=lanes, by_ring=ring, block=block, num_warps=warps))
-        for order, lanes, ring, block, warps in (
-            ("radius", 1, True, 256, 4),
-            ("radius", 2, True, 256, 4),
-            ("radius", 8, True, 128, 4),
-            ("ring2", 1, True, 256, 4),
-            ("ring2", 2, True, 256, 4),
-            ("ring4", 1, True, 256, 4),
-            ("ring4", 2, True, 256, 4),
-            ("ring8", 2, True, 256, 4),
-            ("rows", 1, False, 256, 4),
-            ("rows", 2, False, 256, 4),
-            ("rows", 8, False, 128, 4),
-            ("rows", 2, True, 256, 4),
-        )
-    ]  # fmt: skip
-    rates = {}
-    for padding in (2, 1):
-        for name, variant in variants:
-            rates[(padding, name)] = measure(256, padding, 2048, name, **variant)
-    best_name = max((k for k in rates if k[0] == 2), key=lambda k: rates[k])[1]
-    best = dict(variants)[best_name]
-    tell("insertion", "best variant", name=best_name)
-    for block, warps in ((128, 1), (128, 4), (512, 4), (512, 8), (1024, 8)):
-        measure(
-            256, 2, 2048, f"{best_name}, block {block}, {warps} warps", **{**best, "block": block, "num_warps": warps}
-        )
-    measure(256, 2, 2048, f"{best_name}, scalar additions", **{**best, "apart": 3, "vector": False})
-    for batch in (256, 512, 1024, 4096):
-        measure(256, 2, batch, f"{best_name}, batch {batch}", **best)
-    for size, n in ((64, 16384), (128, 8192), (256, 2048), (512, 512)):
+    for size, n in ((64, 32768), (128, 16384), (256, 4096), (512, 1024)):
         for padding in (1, 2):
-            measure(size, padding, n, "best", **best)
+            measure(size, padding, n)
+    for n in (256, 1024):
+        measure(256, 2, n)
+    measure(256, 2, 4096, "rows")
+    measure(256, 2, 4096, "ring2")
+    measure(256, 2, 4096, "radius", 3)
     given = slices_of(128, 2, 256)
     total = torch.zeros((256, 256, 129, 3), device=DEVICE)
     taken = seconds(lambda: insert_torch(total, *given, 128, 2), 3, 1)
@@ -282,7 +276,12 @@ def path() -> None:
     """Float16 images to the accumulator: transform, weighting, insertion."""
     from cryoseg_dist.kernels.insertion_triton import insert_triton
 
-    for size, padding, batch, n_batches in ((128, 2, 4096, 6), (256, 2, 2048, 8), (256, 1, 2048, 8), (512, 2, 512, 6)):
+    for size, padding, batch, n_batches in (
+        (128, 2, 16384, 4),
+        (256, 2, 4096, 6),
+        (256, 1, 4096, 6),
+        (512, 2, 1024, 4),
+    ):
         ky, kx = disc_pixels(size, size / 2, DEVICE)
         microscope = Microscope(OPTICS, size, ky, kx)
         inverse = torch.ones(len(ky), device=DEVICE)
@@ -290,7 +289,6 @@ def path() -> None:
         *_, which, rotations, shifts, share, _, _ = slices_of(size, padding, batch)
         total = empty_accumulator(size, padding, DEVICE)
         images = torch.randn((batch, size, size), device=DEVICE, dtype=torch.float16)
-        spectra = torch.fft.rfft2(images.float())
 
         def whole(
             images: Tensor,
@@ -310,10 +308,9 @@ def path() -> None:
             ),
             "whole, images on the card": seconds(lambda images=images: whole(images), 5),
         }
-        del spectra
         for name, taken in parts.items():
             tell("path", f"{size} px padding {padding}, {name}", particles_s=batch / taken)
-        host = [torch.randn((batch, size, size)).to(torch.float16).pin_memory() for _ in range(2)]
+        host = [images.cpu().pin_memory() for _ in range(2)]
         room = [torch.empty_like(images) for _ in range(2)]
         upload, ready, free = (
             torch.cuda.Stream(),
@@ -360,7 +357,7 @@ def fold() -> None:
     from cryoseg_dist.schema.work import Unit
     from cryoseg_dist.stages.reconstruct import FoldStage, pose_table
 
-    for size, n in ((128, 16384), (256, 8192)):
+    for size, n in ((128, 65536), (256, 8192), (256, 24576)):
         g = np.random.default_rng(0)
         images = np.tile(g.standard_normal((512, size, size), dtype=np.float32).astype(np.float16), (n // 512, 1, 1))
         angles = g.uniform(0, 360, (3, n))
@@ -501,7 +498,10 @@ def estep() -> None:
             {"half": 0, "ctf": columns.numpy(), "poses": last},
         )
         taken = []
-        for _ in range(3):
+        for repeat in range(4):
+            if repeat == 3:
+                profile(lambda s=stage, u=unit, i=images, h=held: s.compute(u, {"images": i.numpy()}, h))
+                break
             began = time.perf_counter()
             result = stage.compute(unit, {"images": images.numpy()}, held)
             taken.append(time.perf_counter() - began)
@@ -546,6 +546,21 @@ def estep() -> None:
             )
 
 
+def profile(work: Callable[[], object]) -> None:
+    """Print where the time of some work goes, on the card and before it."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    with profiled(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        work()
+        torch.cuda.synchronize()
+    table = seen.key_averages()
+    kernels = sorted(table, key=lambda e: -e.self_device_time_total)[:12]
+    print("  on the card, ms:", ", ".join(f"{e.key[:48]} {e.self_device_time_total / 1e3:.1f}" for e in kernels))
+    calls = sorted(table, key=lambda e: -e.self_cpu_time_total)[:8]
+    print("  before it, ms:", ", ".join(f"{e.key[:40]} {e.self_cpu_time_total / 1e3:.1f}" for e in calls), flush=True)
+
+
 def refine_shifts(sampling: Any) -> int:
     """Shifts of the first pass."""
     from cryoseg_dist.stages.refine_expectation import shift_grid
@@ -562,6 +577,46 @@ def second_pass() -> None:
         taken = seconds(lambda v=volume, r=rotations, y=ky, x=kx: project_pixels(v, r, y, x), 5)
         pixels = len(rotations) * len(ky)
         tell("slices", f"{size} px to shell {shell}", slices_s=len(rotations) / taken, pixels_s=pixels / taken)
+
+
+def own() -> None:
+    """Products of the second pass, each particle with its own slices, by tile."""
+    from cryoseg_dist.kernels.matching_triton import own_products_triton
+
+    g = torch.Generator(DEVICE).manual_seed(0)
+    for b, t, r, p in ((256, 48, 384, 3248), (256, 16, 64, 3248), (64, 48, 384, 11904)):
+        shifted = torch.randn((b, t, 2 * p), generator=g, device=DEVICE)
+        weight = torch.rand((b, p), generator=g, device=DEVICE)
+        references = torch.randn((30000 if p < 10000 else 8000, p), generator=g, device=DEVICE, dtype=torch.complex64)
+        index = torch.randint(0, len(references), (b, r), generator=g, device=DEVICE)
+        real = torch.view_as_real(references).flatten(1)
+        exact = shifted[:2].double() @ real[index[:2]].double().mT
+        scale = shifted[:2].double().norm(dim=2)[..., None] * real[index[:2]].double().norm(dim=2)[:, None]
+        for tile, numbers, warps, precision in (
+            (64, 32, 8, "tf32x3"),
+            (64, 32, 4, "tf32x3"),
+            (32, 32, 4, "tf32x3"),
+            (64, 32, 8, "bf16x3"),
+            (64, 64, 8, "bf16x3"),
+            (32, 32, 4, "bf16x3"),
+            (64, 32, 8, "tf32"),
+        ):
+            try:
+                given = {"own": tile, "numbers": numbers, "num_warps": warps, "precision": precision}
+                cross, _ = own_products_triton(shifted, weight, references, index, **given)
+                taken = seconds(
+                    lambda a=(shifted, weight, references, index), k=given: own_products_triton(*a, **k), 5, 1
+                )
+                tell(
+                    "own",
+                    f"{t} x {r} x {p} px, {tile} {numbers} {warps} {precision}",
+                    particles_s=b / taken,
+                    tflop_s=4 * b * t * r * p / taken / 1e12,
+                    read_gb_s=8 * b * r * p / taken / 1e9,
+                    worst=float(((cross[:2].double() - exact) / scale).abs().max()),
+                )
+            except Exception:
+                traceback.print_exc()
 
 
 def unet_flops(architecture: Any, height: int, width: int) -> float:
@@ -603,15 +658,14 @@ def unet(compiled: bool = False) -> None:
     ]
     for name, architecture, extent, batch in cases:
         try:
-            network = for_inference(UNet(architecture), DEVICE)
+            network = for_inference(UNet(architecture), DEVICE, compiled)
             x = torch.randn((batch, 1, extent, extent), device=DEVICE)
-            run = torch.compile(network) if compiled else network
             began = time.perf_counter()
             with torch.inference_mode():
-                class_probabilities(run, x)
+                class_probabilities(network, x)
                 torch.cuda.synchronize()
                 first = time.perf_counter() - began
-                taken = seconds(lambda run=run, x=x: class_probabilities(run, x), 5, 1)
+                taken = seconds(lambda network=network, x=x: class_probabilities(network, x), 5, 1)
             rate = batch / taken
             tell(
                 "unet",
@@ -690,11 +744,12 @@ def main() -> int:
         "insertion": insertion,
         "path": path,
         "fold": fold,
-        "unet": unet,
-        "picks": lambda: picks(arguments.micrograph),
+        "own": own,
+        "estep": estep,
         "products": products,
         "slices": second_pass,
-        "estep": estep,
+        "picks": lambda: picks(arguments.micrograph),
+        "unet": unet,
         "compiled": lambda: unet(compiled=True),
     }
     for name in arguments.parts or parts:
