@@ -4,6 +4,7 @@
 #   CRYOSEG_TOKEN_FILE=ray-token cluster/ray/node.sh head
 #   CRYOSEG_TOKEN_FILE=ray-token cluster/ray/node.sh worker HEAD[:6379]
 # Fixed ports, so that a firewall can close all others: 6379, 6380-6384, 8080 (metrics) and 10100-10199 between the nodes.
+# 10001, where clients may send work from elsewhere with the token, is needed by nobody here.
 # Address of the node: CRYOSEG_NODE_ADDRESS, else the first that is not loopback. Scratch: CRYOSEG_SCRATCH (local NVMe).
 set -euo pipefail
 

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -71,8 +72,8 @@ class WatchList:
     def __len__(self) -> int:
         return len(self.arrivals)
 
-    def __contains__(self, path: Path) -> bool:
-        return str(path) in self._paths
+    def __contains__(self, path: str) -> bool:
+        return path in self._paths
 
     def _take(self, arrival: Arrival) -> None:
         self.arrivals.append(arrival)
@@ -134,24 +135,14 @@ class Arrivals:
 
     def complete(self, known: WatchList, now: float) -> Iterator[Arrival]:
         """Files that are complete now and not in the list, by time of change."""
-        present = {}
         try:
-            paths = sorted(self.folder.rglob("*"))
+            present = {Path(name): stat for name, stat in self._files(known)}
         except OSError:
             # A mount that does not answer: the files are there again when it does.
             return
-        for path in paths:
-            if path.name.startswith(".") or not path.name.lower().endswith(SUFFIXES) or path in known:
-                continue
-            try:
-                stat = path.stat()
-            except OSError:
-                # Deleted or renamed since it was listed.
-                continue
-            present[path] = stat
         for gone in self._seen.keys() - present.keys():
             del self._seen[gone]
-        for path, stat in sorted(present.items(), key=lambda item: item[1].st_mtime_ns):
+        for path, stat in sorted(present.items(), key=lambda item: (item[1].st_mtime_ns, item[0])):
             seen = self._seen.get(path)
             if seen is None or (seen.size, seen.modified) != (stat.st_size, stat.st_mtime_ns):
                 self._seen[path] = _Seen(stat.st_size, stat.st_mtime_ns, now)
@@ -165,6 +156,22 @@ class Arrivals:
                 # A copy that the list refuses is not read again.
                 seen.told = True
                 yield arrival
+
+    def _files(self, known: WatchList) -> Iterator[tuple[str, os.stat_result]]:
+        """Images that are not in the list; plain names, for months of them are looked through every few seconds."""
+
+        def unreadable(fault: OSError) -> None:
+            if not isinstance(fault, PermissionError):
+                raise fault
+
+        for folder, _, names in os.walk(self.folder, onerror=unreadable):
+            for name in names:
+                path = f"{folder}/{name}"
+                if name.startswith(".") or not name.lower().endswith(SUFFIXES) or path in known:
+                    continue
+                # Deleted or renamed since it was listed.
+                with suppress(FileNotFoundError):
+                    yield path, os.stat(path)
 
 
 def examine(path: Path, *, tolerate: bool) -> Arrival | None:

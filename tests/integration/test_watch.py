@@ -110,7 +110,7 @@ def test_copies_renames_and_a_mount_that_does_not_answer(
     shutil.copy(images[3], folder / "3.mrc")
     assert complete(130) == []
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rglob", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
+        patched.setattr(os, "scandir", lambda *_: (_ for _ in ()).throw(OSError(116, "Stale file handle")))
         assert complete(135) == []
     assert complete(140) == ["3.mrc"]
 
@@ -228,7 +228,7 @@ def test_what_arrives_is_computed_once(images: list[Path], tmp_path: Path) -> No
     assert result.micrographs.usable == (0, 1, 2)
     assert result.fits is not None
     assert result.particles is not None
-    assert set(result.particles.table["micrograph_name"]) == {"0.mrc", "1.mrc", "2.mrc"}
+    assert {Path(n).name for n in result.particles.table["micrograph_name"]} == {"0.mrc", "1.mrc", "2.mrc"}
     for stage in ("ingest", "ctf", "segment", "pick"):
         assert sorted(marks(stage)) == [f"{stage}/{i:06d}" for i in range(3)]
         assert len(list((root / "ledger").glob(f"{stage}-*.jsonl"))) == 1
