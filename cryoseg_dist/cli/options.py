@@ -34,6 +34,9 @@ Assignments = Annotated[
     list[str] | None, typer.Option("--set", help="Any other setting, as in --set ctf.tile_size=512.")
 ]
 Padding = Annotated[int | None, typer.Option(help="Oversampling of Fourier space.")]
+Solver = Annotated[
+    str | None, typer.Option(help="direct (voxel by voxel) or cg (conjugate gradients within the particle's sphere).")
+]
 Output = Annotated[Path | None, typer.Option(help="Also write this stage's STAR file here.")]
 
 PLACES = {
@@ -45,6 +48,7 @@ PLACES = {
     "diameter": "particle.diameter",
     "symmetry": "particle.symmetry",
     "padding": "reconstruct.padding",
+    "solver": "reconstruct.solver",
     "engine": "engine.engine",
     "ray_address": "engine.ray_address",
     "workers": "engine.workers",

@@ -71,6 +71,7 @@ def reconstruct(
     classes: Annotated[
         str | None, typer.Option(help="Classes to take, as in 1,3 or all: each gets a map in DIR/class001 and so on.")
     ] = None,
+    solver: opt.Solver = None,
     passthrough: Passthrough = None,
     result_as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     workers: opt.Workers = None,
@@ -78,7 +79,7 @@ def reconstruct(
     assignments: opt.Assignments = None,
 ) -> None:
     """Map and half maps from particles of known angles; the same command goes on after an interruption."""
-    flags = {"symmetry": symmetry, "diameter": diameter, "padding": padding, "workers": workers}
+    flags = {"symmetry": symmetry, "diameter": diameter, "padding": padding, "workers": workers, "solver": solver}
 
     def action() -> int:
         from cryoseg_dist.cli.session import open_session

@@ -190,7 +190,7 @@ def validate(
         post, valid = settings_of(assignments)
         operators(symmetry)
         halves = validation.read_halves(half1, half2, pixel_size)
-        given = None if mask is None else validation.read_mask(mask, halves)
+        given = None if mask is None else validation.read_mask(mask, halves.half1.shape[-1], halves.pixel_size)
         images = None if particles is None else read_particles(particles, diameter, poses=True)
         pixel = halves.pixel_size
         maps = postprocess(halves.half1, halves.half2, pixel, post, diameter=diameter, mask=given)

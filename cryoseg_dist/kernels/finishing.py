@@ -53,7 +53,7 @@ def finish(
     source = accumulator.cpu().contiguous()
     spectrum = torch.empty(source.shape[:3], dtype=torch.complex64)
     _divide(source.numpy(), (mean / 1000.0).numpy(), added.numpy(), scale.numpy(), limit, spectrum.numpy())
-    return _central_cube(spectrum.to(accumulator.device), size) / gridding_profile(size, padding, accumulator.device)
+    return central_cube(spectrum.to(accumulator.device), size) / gridding_profile(size, padding, accumulator.device)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
@@ -110,7 +110,7 @@ def _divide(
                     out[iz, iy, x] = complex(accumulator[iz, iy, x, 0] / weight, accumulator[iz, iy, x, 1] / weight)
 
 
-def _central_cube(spectrum: Tensor, size: int) -> Tensor:
+def central_cube(spectrum: Tensor, size: int) -> Tensor:
     """Inverse transform of a centred half spectrum, axis by axis, each cropped before the next."""
     m, before = spectrum.shape[0], size // 2
     for axis in (0, 1):

@@ -5,13 +5,18 @@ Images are read where they are. Everything that a file lacks is told at once, be
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from cryoseg_dist.errors import SettingsError
+from cryoseg_dist.kernels.coverage import view_coverage
+from cryoseg_dist.kernels.mask import distance_from_centre
 from cryoseg_dist.pipeline import export
 from cryoseg_dist.pipeline.maps import Refined, half_sets_of, read_map, reference_map, run_refine, write_maps
 from cryoseg_dist.pipeline.memory_plan import plan_reconstruction
@@ -22,11 +27,22 @@ from cryoseg_dist.pipeline.particle_tables import findable
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.run import RunResult, finish_maps
 from cryoseg_dist.pipeline.session import Session
+from cryoseg_dist.pipeline.validation import read_mask
+from cryoseg_dist.report.figures_orientations import view_axes
 from cryoseg_dist.runtime.dask_accumulation import partials_name
 from cryoseg_dist.runtime.events import StageFinished, StageStarted, UnitFinished
 from cryoseg_dist.schema.work import Outcome, Unit
-from cryoseg_dist.stages.reconstruct import FoldStage, combined_map, complete, maps_of_sums, pose_table
-from cryoseg_dist.stages.refine import masked_fsc
+from cryoseg_dist.stages.reconstruct import (
+    FoldStage,
+    ReconstructSettings,
+    complete,
+    damped_map,
+    maps_of_sums,
+    pose_table,
+    solved_map,
+    solver_words,
+)
+from cryoseg_dist.stages.refine import masked_fsc, particle_sphere
 from cryoseg_dist.store.ledger import Ledger, Mark
 
 # Images a fold reads at once, and images of a fold at most: what an interruption can cost.
@@ -60,13 +76,17 @@ def run_reconstruct(session: Session, particles: Particles, max_resolution: floa
     size, pixel, padding = particles.size, particles.optics.pixel_size, s.reconstruct.padding
     max_shell = None if max_resolution is None else min(size / 2, size * pixel / max_resolution)
     half = half_sets_of(particles, s.refine.seed)
-    config = {
+    if s.reconstruct.solver == "cg" and padding < 2:
+        raise SettingsError([f"reconstruct.padding: expected 2 or more for the solver cg, got {padding}."])
+    config: dict[str, Any] = {
         "padding": padding,
         "max_shell": max_shell,
         "seed": s.refine.seed,
         "symmetry": s.particle.symmetry,
         "diameter": particles.diameter,
     }
+    if s.reconstruct.solver != "direct":
+        config["solver"] = s.reconstruct.model_dump(include={"solver", "support", "cg_iterations", "cg_tolerance"})
     run = session.run_id("reconstruct", config, {"particles": particles.run})
     done = session.project.read_json(f"state/{run}/done.json")
     if done is None:
@@ -74,7 +94,7 @@ def run_reconstruct(session: Session, particles: Particles, max_resolution: floa
     half1, half2, full = (read_map(session, f"{run}/maps", i) for i in range(3))
     set_aside = tuple(SetAside(**item) for item in done["set_aside"])
     table = particles.table.assign(random_subset=half + 1)
-    return Refined(run, replace(particles, table=table), half1, half2, (), full, set_aside)
+    return Refined(run, replace(particles, table=table), half1, half2, (), full, set_aside, done["solver"])
 
 
 def _sum_up(
@@ -111,12 +131,12 @@ def _sum_up(
     stage = FoldStage(particles.microscope, size, padding, max_shell=max_shell)
     sums = accumulate.sums(stage, groups, checkpoint=run, on_fold=tell, need_all=False)
     totals = [complete(sums[name], symmetry, size, padding) for name in groups]
-    half1, half2 = maps_of_sums(totals, size, padding, max_shell)
-    full = combined_map(totals, masked_fsc(half1, half2, pixel, particles.diameter), size, padding, max_shell)
-    write_maps(session, f"{run}/maps", [half1, half2, full], pixel)
+    maps, solver = made_maps(totals, particles, settings, max_shell, symmetry)
+    write_maps(session, f"{run}/maps", maps, pixel)
     marks = Ledger(session.project.ledger_path(run)).load()
     lost = [m for m in marks.values() if m.outcome is not Outcome.DONE]
     done = {
+        "solver": solver,
         "set_aside": [
             {
                 "stage": "reconstruct",
@@ -124,7 +144,7 @@ def _sum_up(
                 "reason": m.reason,
             }
             for m in lost
-        ]
+        ],
     }
     session.project.write_json(f"state/{run}/done.json", done)
     # The maps are safe: the sums of the folds have served.
@@ -132,6 +152,34 @@ def _sum_up(
     outcomes = Counter(str(mark.outcome) for mark in marks.values())
     session.emit(StageFinished("reconstruct", run, dict(outcomes), time.monotonic() - started))
     return done
+
+
+def made_maps(
+    totals: Sequence[Tensor],
+    particles: Particles,
+    settings: ReconstructSettings,
+    max_shell: float | None,
+    symmetry: str,
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Both half maps and the map of all particles, and how they were solved for.
+
+    Plain half maps give the FSC that says how much each voxel is damped; nothing else passes between the half sets.
+    """
+    size, pixel, padding = particles.size, particles.optics.pixel_size, settings.padding
+    plain1, plain2 = maps_of_sums(totals, size, padding, max_shell)
+    curve = masked_fsc(plain1, plain2, pixel, particles.diameter)
+    groups = ([totals[0]], [totals[1]], totals)
+    if settings.solver == "direct":
+        return [damped_map(g, curve, size, padding, max_shell) for g in groups], {"name": "direct"}
+    support, extent = particle_sphere(size, pixel, particles.diameter), min(particles.diameter, size * pixel)
+    if settings.support:
+        support = read_mask(Path(settings.support), size, pixel)
+        extent = 2.0 * pixel * float(distance_from_centre(size)[support > 0.5].max())
+    solved = [solved_map(g, curve, size, padding, max_shell, support, settings) for g in groups]
+    axes = view_axes(particles.table[["rot", "tilt"]].to_numpy(float), symmetry)
+    words = solver_words(view_coverage(torch.from_numpy(axes)), size, pixel, extent)
+    figures = {"name": "cg", "iterations": [s.iterations for s in solved], "words": words}
+    return [s.volume for s in solved], figures
 
 
 def reconstruct(session: Session, particles: Particles, max_resolution: float | None = None) -> RunResult:

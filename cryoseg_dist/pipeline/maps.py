@@ -40,13 +40,15 @@ class Refined:
     particles : Particles
         With angles, origins and half sets.
     half1, half2 : Tensor, shape (n, n, n)
-        Unregularised.
+        Unfiltered.
     iterations : tuple of Mapping
         Figures of each.
     full : Tensor, optional, shape (n, n, n)
         The map of both half sets' sum.
     set_aside : tuple of SetAside
         Folds that could not be summed.
+    solver : Mapping, optional
+        How the maps were made of the sums.
     """
 
     run: str
@@ -56,6 +58,7 @@ class Refined:
     iterations: tuple[Mapping[str, float], ...]
     full: Tensor | None = None
     set_aside: tuple[SetAside, ...] = ()
+    solver: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

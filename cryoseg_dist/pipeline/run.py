@@ -120,6 +120,8 @@ class RunResult:
         if self.refined is not None:
             out["iterations"] = list(self.refined.iterations)
             out["provenance"] = provenance_of(self.session, self.refined.run).to_json()
+            if self.refined.solver is not None:
+                out["solver"] = dict(self.refined.solver)
         if self.maps is not None:
             out |= map_figures(self.maps)
         return out
@@ -160,6 +162,8 @@ class RunResult:
             lines.append(f"resolution   {f['resolution']:.2f} A (FSC 0.143), {f['resolution_half']:.2f} A (FSC 0.5)")
             lines.append(f"map          {self.session.project.export / 'map.mrc'}")
             lines.append(f"report       {self.session.project.export / 'report.html'}")
+        if "words" in f.get("solver", {}):
+            lines.append(f"solver       {f['solver']['words']}")
         lines += [f"set aside    {item.item}: {item.reason}" for item in self.set_aside]
         return "\n".join(lines)
 

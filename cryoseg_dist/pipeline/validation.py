@@ -97,26 +97,28 @@ def read_halves(first: Path, second: Path, pixel_size: float | None = None) -> H
     return Halves(half1, half2, pixel)
 
 
-def read_mask(path: Path, halves: Halves) -> Tensor:
-    """A mask of the half maps' grid.
+def read_mask(path: Path, size: int, pixel_size: float) -> Tensor:
+    """A mask of a map's grid.
 
     Raises
     ------
     BadInputError
         Another grid, or values that are not those of a mask.
     """
-    mask, pixel = read_cube(path, None if mrc_header(path).pixel_size is not None else halves.pixel_size)
+    mask, pixel = read_cube(path, None if mrc_header(path).pixel_size is not None else pixel_size)
     where = str(path)
-    if mask.shape != halves.half1.shape or abs(pixel / halves.pixel_size - 1.0) > 0.01:
+    if mask.shape[-1] != size or abs(pixel / pixel_size - 1.0) > 0.01:
         raise BadInputError(
             where,
-            f"a mask of {halves.half1.shape[-1]} pixels of {halves.pixel_size:g} A, as the half maps",
+            f"a mask of {size} pixels of {pixel_size:g} A, as the maps",
             f"{mask.shape[-1]} pixels of {pixel:g} A",
-            "Make one on the half maps' grid.",
+            "Make one on the maps' grid.",
         )
     low, high = float(mask.min()), float(mask.max())
     if low < -1e-3 or high > 1.0 + 1e-3 or high < 0.5:
-        raise BadInputError(where, "values from 0 to 1", f"{low:g} to {high:g}", "Make a mask of it first.")
+        raise BadInputError(
+            where, "values from 0 to 1", f"{low:g} to {high:g}", "Make a mask of it first: `cryoseg mask`."
+        )
     return mask.clamp(0.0, 1.0)
 
 

@@ -1,8 +1,9 @@
 """Folds of particles into Fourier space: the maximisation step of refinement and `cryoseg reconstruct`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from cryoseg_dist.kernels.accumulator import empty_accumulator, enforce_friedel
+from cryoseg_dist.kernels.conjugate_gradient import NormalEquations, Solution, solve
+from cryoseg_dist.kernels.coverage import Coverage, place_of
 from cryoseg_dist.kernels.finishing import finish, shell_weights
 from cryoseg_dist.kernels.insertion import insert
 from cryoseg_dist.kernels.microscope import Microscope
@@ -32,6 +35,15 @@ class ReconstructSettings(Settings):
 
     padding: int = Field(default=2, ge=1, le=4)
     """Oversampling of Fourier space."""
+    solver: Literal["direct", "cg"] = "direct"
+    """How `cryoseg reconstruct` makes maps of its sums: division voxel by voxel, or conjugate gradients within the particle's sphere
+    or `support`."""
+    support: str = ""
+    """Soft mask (MRC) that the solver `cg` holds the map within; the particle's sphere when empty."""
+    cg_iterations: int = Field(default=30, ge=1)
+    """Iterations of conjugate gradients at most."""
+    cg_tolerance: float = Field(default=0.01, gt=0, lt=1)
+    """Share of the noise's energy below which the error left by conjugate gradients does not matter."""
     split_every: int = Field(default=4, ge=2)
     """Partial sums merged at once."""
     folds_per_worker: int = Field(default=2, ge=1)
@@ -171,22 +183,85 @@ def maps_of_sums(totals: Sequence[Tensor], size: int, padding: int, max_shell: f
     return [finish(t, size, padding=padding, max_shell=max_shell) for t in totals]
 
 
-def combined_map(
+def noise_to_signal(curve: Tensor, n_halves: int) -> Tensor:
+    """Noise to signal ratio by shell of a map that holds one half set or both, from their FSC (Rosenthal & Henderson 2003)."""
+    half = curve.clamp(0.0005, 0.999)
+    return (1.0 - half) / (n_halves * half)
+
+
+def damped_map(
     totals: Sequence[Tensor], curve: Tensor, size: int, padding: int, max_shell: float | None = None
 ) -> Tensor:
-    """The map of both half sets, damped where few views of a shell reached, as by a Wiener filter.
+    """The map of one half set or of both, damped where few views of a shell reached, as by a Wiener filter.
 
     Parameters
     ----------
     totals : sequence of Tensor
-        Completed sums of the half sets.
+        Completed sums of one half set, or of both.
     curve : Tensor, shape (size // 2 + 1,)
-        FSC of the two half maps, from which the noise to signal ratio of their sum follows (Rosenthal & Henderson 2003). A
-        voxel of a shell's mean weight keeps its amplitude: filtering by shell is left to sharpening.
+        FSC of the undamped half maps. A voxel of a shell's mean weight keeps its amplitude: filtering by shell is left to
+        sharpening.
     """
-    half = curve.clamp(0.0005, 0.999)
-    ratio = (1.0 - half) / (2.0 * half)
-    return finish(totals[0] + totals[1], size, padding=padding, shrinkage=ratio, max_shell=max_shell)
+    total = totals[0] if len(totals) == 1 else totals[0] + totals[1]
+    ratio = noise_to_signal(curve, len(totals))
+    return finish(total, size, padding=padding, shrinkage=ratio, max_shell=max_shell)
+
+
+def solved_map(
+    totals: Sequence[Tensor],
+    curve: Tensor,
+    size: int,
+    padding: int,
+    max_shell: float | None,
+    support: Tensor,
+    settings: ReconstructSettings,
+) -> Solution:
+    """The same by conjugate gradients, for a map that lies within a support."""
+    total = totals[0] if len(totals) == 1 else totals[0] + totals[1]
+    return solve(
+        NormalEquations(total, size, padding),
+        noise_to_signal(curve, len(totals)),
+        support,
+        max_iterations=settings.cg_iterations,
+        tolerance=settings.cg_tolerance,
+        max_shell=max_shell,
+    )
+
+
+def solver_words(coverage: Coverage, size: int, pixel_size: float, extent: float) -> str:
+    """What a solved map can hold and what it cannot, by its views.
+
+    Parameters
+    ----------
+    coverage : Coverage
+    size : int
+        Extent of the box.
+    pixel_size : float
+        A.
+    extent : float
+        Longest extent of the support in A.
+    """
+    reach = size * pixel_size / extent
+    text = (
+        f"Solved by conjugate gradients for a map within {extent:.0f} A: a slice speaks for the frequencies within "
+        f"{reach:.1f} Fourier pixels of it, and gaps narrower than that are filled from the data."
+    )
+    if coverage.empty_shape in ("cone", "wedge"):
+        half_angle = coverage.empty_half_angle
+        filled = min(coarsest_filled(half_angle, reach), size / 2)
+        return (
+            f"{text} The missing {coverage.empty_shape} of half angle {half_angle:.0f}° about {place_of(coverage.empty_axis)} is filled "
+            f"for features coarser than {size * pixel_size / filled:.0f} A alone. Finer detail along that axis was never recorded and "
+            f"is not restored: the map stays elongated, about {coverage.elongation:.1f} times."
+        )
+    if coverage.empty_shape == "scattered":
+        return f"{text} {100 * coverage.empty_fraction:.0f} % of all directions were hardly seen: what lies deep in such gaps is not restored."
+    return f"{text} The views leave no direction empty."
+
+
+def coarsest_filled(half_angle: float, reach: float) -> float:
+    """Shell at which a missing cone or wedge is twice as wide as what a slice at its rim speaks for."""
+    return reach / math.sin(math.radians(min(max(half_angle, 1.0), 90.0)))
 
 
 def pose_table(rot: Any, tilt: Any, psi: Any, origin_x: Any, origin_y: Any, pixel_size: float) -> np.ndarray:

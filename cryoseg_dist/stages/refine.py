@@ -22,7 +22,7 @@ from cryoseg_dist.kernels.mask import soft_sphere
 from cryoseg_dist.kernels.orientation_grid import angular_step, n_orientations, random_perturbation
 from cryoseg_dist.kernels.sharpen import low_pass_shell
 from cryoseg_dist.schema.settings import Settings
-from cryoseg_dist.stages.reconstruct import combined_map, relative_regularisation
+from cryoseg_dist.stages.reconstruct import damped_map, relative_regularisation
 from cryoseg_dist.stages.refine_expectation import Sampling
 
 # Origins are never known better than this, in pixels, from the others alone.
@@ -218,7 +218,7 @@ def maximize(
     joined = 0.5 * (filtered[0] + filtered[1])
     low = shells(size, 3) <= size * pixel_size / settings.join_halves
     references = [to_real(torch.where(low, joined, f), size, 3) * sphere for f in filtered]
-    full = combined_map(totals, curve, size, padding)
+    full = damped_map(totals, curve, size, padding)
     return Maximized((references[0], references[1]), (raw[0], raw[1]), full, curve)
 
 
