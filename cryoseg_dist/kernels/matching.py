@@ -62,40 +62,31 @@ def as_real(values: Tensor) -> Tensor:
     return torch.view_as_real(values.contiguous()).flatten(-2)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b.T`` of float32 matrices.
+def left_factor(a: Tensor) -> Tensor:
+    """What :func:`product` takes as its first matrix, (m, k)."""
+    return a if a.device.type == "cpu" else _split(a, (1, 0, 0))
+
+
+def product(left: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.T`` of float32 matrices, of which ``left`` is the :func:`left_factor` of ``a``.
 
     The matrix units of a GPU take short numbers: each is split into two bfloat16, and the three greater of their four
-    products are summed in float32. Relative to the norms the error is some 1e-6.
+    products are summed in float32. Relative to the norms of the rows the error is some 1e-6.
     """
-    if a.device.type == "cpu":
-        return a @ b.T
-    high_a, high_b = a.bfloat16(), b.bfloat16()
-    low_a, low_b = (a - high_a).bfloat16(), (b - high_b).bfloat16()
-    left, right = torch.cat((low_a, high_a, high_a), dim=1), torch.cat((high_b, low_b, high_b), dim=1)
-    return torch.mm(left, right.T, out_dtype=torch.float32)
+    if b.device.type == "cpu":
+        return left @ b.T
+    return torch.mm(left, _split(b, (0, 1, 0)).T, out_dtype=torch.float32)
 
 
-def correlate(observations: Observations, phases: Tensor, references: Tensor) -> Tensor:
-    """``Re<A e^{-2 pi i k t}, P_R>`` of all images, shifts and references.
-
-    Parameters
-    ----------
-    observations : Observations
-    phases : Tensor, complex64, shape (t, p)
-    references : Tensor, complex64, shape (r, p)
-
-    Returns
-    -------
-    Tensor, float32, shape (b, t, r)
-    """
-    shifted = as_real(observations.data[:, None] * phases)
-    return product(shifted.flatten(0, 1), as_real(references)).unflatten(0, shifted.shape[:2])
-
-
-def reference_energy(observations: Observations, references: Tensor) -> Tensor:
-    """``<W, |P_R|^2>``, shape (b, r)."""
-    return observations.weight @ (references.real.square() + references.imag.square()).T
+def _split(values: Tensor, parts: tuple[int, int, int]) -> Tensor:
+    """Three copies of a matrix in bfloat16 side by side, each the rounded numbers (0) or what rounding left (1)."""
+    m, k = values.shape
+    # Rows start at multiples of 16 bytes: else the fast matrix kernels are out of reach.
+    out = torch.zeros((m, 3, -(-k // 8) * 8), dtype=torch.bfloat16, device=values.device)
+    high = values.to(torch.bfloat16)
+    for i, rest in enumerate(parts):
+        out[:, i, :k] = values - high if rest else high
+    return out.flatten(1)
 
 
 def own_products(
@@ -115,7 +106,7 @@ def own_products(
     cross : Tensor, shape (b, t, r)
     energy : Tensor, shape (b, r)
     """
-    shifted = as_real(observations.data[:, None] * phases)
+    shifted = _shifted(observations, phases)
     if has_triton(shifted.device):
         from cryoseg_dist.kernels.matching_triton import own_products_triton
 
@@ -138,7 +129,7 @@ def log_likelihood(
     Parameters
     ----------
     observations, phases, references
-        As of :func:`correlate`, or of :func:`own_products` with ``index``.
+        ``phases`` (t, p) and ``references`` (r, p) are shared by all images; with ``index`` they are as of :func:`own_products`.
     index : Tensor, optional
     any_scale : bool
         Maximise over a positive scale of the reference for each image and pose, for references whose grey
@@ -148,18 +139,37 @@ def log_likelihood(
     -------
     Tensor, float32, shape (b, t, r)
     """
-    cross, energy = _products(observations, phases, references, index)
+    if index is None:
+        cross, energy = _shared_products(_Images(observations, phases), references)
+    else:
+        cross, energy = own_products(observations, phases, references, index)
+    return _scores(cross, energy, any_scale)
+
+
+def _scores(cross: Tensor, energy: Tensor, any_scale: bool) -> Tensor:
     if any_scale:
         return 0.5 * cross.clamp(min=0.0).square() / energy[:, None].clamp(min=1e-12)
     return cross - 0.5 * energy[:, None]
 
 
-def _products(
-    observations: Observations, phases: Tensor, references: Tensor, index: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    if index is None:
-        return correlate(observations, phases, references), reference_energy(observations, references)
-    return own_products(observations, phases, references, index)
+def _shifted(observations: Observations, phases: Tensor) -> Tensor:
+    """Each image at each shift, float32, (b, t, 2 p)."""
+    return as_real(observations.data[:, None] * phases)
+
+
+class _Images:
+    """Images at all shifts, ready for products with one chunk of references after another."""
+
+    def __init__(self, observations: Observations, phases: Tensor) -> None:
+        self.observations = observations
+        shifted = _shifted(observations, phases)
+        self.shape, self.left = shifted.shape[:2], left_factor(shifted.flatten(0, 1))
+
+
+def _shared_products(images: _Images, references: Tensor) -> tuple[Tensor, Tensor]:
+    """``Re<A e^{-2 pi i k t}, P_R>`` (b, t, r) and ``<W, |P_R|^2>`` (b, r), references (r, p) being shared."""
+    cross = product(images.left, as_real(references)).unflatten(0, images.shape)
+    return cross, images.observations.weight @ (references.real.square() + references.imag.square()).T
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +224,15 @@ def search(
     """
     best: Best | None = None
     first = 0
+    images = _Images(observations, phases) if index is None else None
     for references in reference_chunks:
         n_references = len(references) if index is None else index.shape[1]
-        values, places, log_sum = _best_of_chunk(observations, phases, references, keep, index, prior, any_scale)
+        if images is None:
+            assert index is not None
+            products = own_products(observations, phases, references, index)
+        else:
+            products = _shared_products(images, references)
+        values, places, log_sum = _best_scores(*products, prior, keep, any_scale)
         found = Best(values, places // n_references, places % n_references + first, log_sum)
         best = found if best is None else _merged(best, found, keep)
         first += n_references
@@ -225,21 +241,15 @@ def search(
     return best
 
 
-def _best_of_chunk(
-    observations: Observations,
-    phases: Tensor,
-    references: Tensor,
-    keep: int,
-    index: Tensor | None,
-    prior: Tensor | None,
-    any_scale: bool,
+def _best_scores(
+    cross: Tensor, energy: Tensor, prior: Tensor | None, keep: int, any_scale: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Best scores, their places in (t, r), and the logarithm of the sum of all likelihoods."""
-    if has_triton(references.device):
+    if has_triton(cross.device):
         from cryoseg_dist.kernels.matching_triton import best_scores_triton
 
-        return best_scores_triton(*_products(observations, phases, references, index), prior, keep, any_scale)
-    score = log_likelihood(observations, phases, references, index, any_scale=any_scale)
+        return best_scores_triton(cross, energy, prior, keep, any_scale)
+    score = _scores(cross, energy, any_scale)
     if prior is not None:
         score += prior[..., None]
     flat = score.flatten(1)

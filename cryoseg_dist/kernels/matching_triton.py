@@ -1,14 +1,12 @@
 """Matching on NVIDIA GPUs: products with references of each image's own, and one pass over the scores of shared ones."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Own references: tile of shifts, references and numbers. Scores: numbers a program, and those that share a maximum.
-OWN, NUMBERS, OWN_WARPS = 64, 32, 8
+# Own references: references and numbers of a tile. Scores: numbers a program, and those that share a maximum.
+OWN, NUMBERS, OWN_WARPS = 64, 32, 4
 SCORES, GROUP, SCORE_WARPS = 4096, 32, 8
 
 
@@ -26,7 +24,6 @@ def _own_products(
     tile: tl.constexpr,
     own: tl.constexpr,
     numbers: tl.constexpr,
-    precision: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
     r = tl.program_id(1) * own + tl.arange(0, own)
@@ -42,7 +39,7 @@ def _own_products(
         a = tl.load(left + k[None, :], mask=(t < n_shifts)[:, None] & (k < n)[None, :], other=0.0)
         v = tl.load(right + k[None, :], mask=(r < n_own)[:, None] & (k < n)[None, :], other=0.0)
         w = tl.load(weight + b * n_pixels + k // 2, mask=k < n, other=0.0)
-        total = tl.dot(a, tl.trans(v), total, input_precision=precision)
+        total = tl.dot(a, tl.trans(v), total, input_precision="tf32x3")
         power += tl.sum(v * v * w[None, :], axis=1)
     held = (t < n_shifts)[:, None] & (r < n_own)[None, :]
     tl.store(cross + ((b * n_shifts + t) * n_own)[:, None] + r[None, :], total, mask=held)
@@ -50,9 +47,7 @@ def _own_products(
         tl.store(energy + b * n_own + r, power, mask=r < n_own)
 
 
-def own_products_triton(
-    shifted: Tensor, weight: Tensor, references: Tensor, index: Tensor, **variant: Any
-) -> tuple[Tensor, Tensor]:
+def own_products_triton(shifted: Tensor, weight: Tensor, references: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """What :func:`~cryoseg_dist.kernels.matching.own_products` returns, without gathering the references.
 
     Numbers are split in three for the matrix units, whose products then are nearly those of float32.
@@ -69,8 +64,7 @@ def own_products_triton(
     cross = torch.empty((b, t, r), device=shifted.device)
     energy = torch.empty((b, r), device=shifted.device)
     tile = min(64, max(16, triton.next_power_of_2(t)))
-    options = {"own": OWN, "numbers": NUMBERS, "precision": "tf32x3", "num_warps": OWN_WARPS, **variant}
-    _own_products[(b, triton.cdiv(r, options["own"]), triton.cdiv(t, tile))](
+    _own_products[(b, triton.cdiv(r, OWN), triton.cdiv(t, tile))](
         shifted.contiguous(),
         weight.contiguous(),
         torch.view_as_real(references.contiguous()),
@@ -81,7 +75,9 @@ def own_products_triton(
         r,
         n // 2,
         tile=tile,
-        **options,
+        own=OWN,
+        numbers=NUMBERS,
+        num_warps=OWN_WARPS,
     )
     return cross, energy
 

@@ -50,6 +50,14 @@ class ReconstructSettings(Settings):
     """Partial sums a worker makes."""
 
 
+def _fold_device(total_bytes: int) -> torch.device:
+    """A GPU where there is one with room for a sum, its copy and the images of a batch; else the processor."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    free, _ = torch.cuda.mem_get_info()
+    return torch.device("cuda" if free > 2.5 * total_bytes + 6 * GPU_BYTES else "cpu")
+
+
 @dataclass(frozen=True)
 class FoldStage:
     """Sums the central slices of a batch of particles.
@@ -96,7 +104,7 @@ class FoldStage:
 
     def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sum over one fold, float32, of ``partial_shape``."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = _fold_device(4 * math.prod(self.partial_shape))
         staging = None if device.type == "cpu" else Staging(device)
         total = empty_accumulator(self.size, self.padding, device)
         ky, kx = disc_pixels(self.size, self.max_shell or self.size / 2, device)

@@ -29,6 +29,7 @@ from cryoseg_dist.kernels.orientation_grid import (
 )
 from cryoseg_dist.kernels.second_pass import FineSlices, first_distinct, numbered, split_cells
 from cryoseg_dist.kernels.slices import disc_pixels, prepare_volume, project_pixels, take_pixels
+from cryoseg_dist.kernels.staging import Staging
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import Read, Unit, UnitResult
 
@@ -41,7 +42,8 @@ BATCH, CHUNK = 48, 4096
 CANDIDATES, MOST_ROTATIONS, MOST_SHIFTS = 256, 48, 12
 # Slices of the second pass that a worker keeps for other particles, of each map, and those of single particles.
 KEPT_BYTES, OWN_BYTES = 256 * 2**20, 32 * 2**20
-GPU_BATCH = 512
+# Memory of a GPU for each particle matched at once: scores of a chunk, its images and their shifts.
+GPU_BYTES_A_PARTICLE = 64 * 2**20
 
 
 def batch_images(parameters: Mapping[str, Any], images: np.ndarray) -> np.ndarray:
@@ -146,9 +148,9 @@ class ExpectationStage:
         room = room_on(ky.device)
         children = subdivide(angular_step(self.sampling.order)).float().to(device)
         nothing: list[list[Tensor]] = [[] for _ in volumes]
-        state = _State(
-            size, volumes, ky, kx, n_fine, n_coarse, n_scored, torch.empty((0, 3, 3)), nothing, [], children, room
-        )
+        staging = None if device == "cpu" else Staging(ky.device)
+        grid = torch.empty((0, 3, 3))
+        state = _State(size, volumes, ky, kx, n_fine, n_coarse, n_scored, grid, nothing, [], children, room, staging)
         if self.sampling.local:
             return state
         grid = orientation_grid(self.sampling.order, self.symmetry, torch.from_numpy(self.perturbation)).float()
@@ -186,7 +188,7 @@ class ExpectationStage:
     ) -> Tensor:
         size, n = state.size, state.n_scored
         device = state.ky.device
-        images = images.to(device).float()
+        images = images.float() if state.staging is None else state.staging.upload(images.numpy()).float()
         microscope = Microscope(self.optics, size, state.ky, state.kx)
         c = microscope.ctf(transfer)
         mask = soft_sphere(size, 0.5 * self.diameter / microscope.groups[0].pixel_size, 5.0, 2).to(device)
@@ -316,7 +318,7 @@ def room_on(device: torch.device) -> Room:
     if device.type == "cpu":
         return Room(BATCH, OWN_BYTES, KEPT_BYTES)
     memory = torch.cuda.get_device_properties(device).total_memory
-    return Room(GPU_BATCH, memory // 32, memory // 8)
+    return Room(max(64, memory // GPU_BYTES_A_PARTICLE), memory // 32, memory // 8)
 
 
 @dataclass(frozen=True)
@@ -339,6 +341,7 @@ class _State:
     fine: list[FineSlices]
     children: Tensor
     room: Room
+    staging: Staging | None
 
     @property
     def shell(self) -> Tensor:

@@ -5,9 +5,11 @@ taken; a part that fails says so and the rest goes on. With ``OUT`` set, figures
 """
 
 import argparse
+import cProfile
 import json
 import math
 import os
+import pstats
 import statistics
 import sys
 import time
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from cryoseg_dist.kernels.accumulator import empty_accumulator
 from cryoseg_dist.kernels.insertion_torch import insert_torch
-from cryoseg_dist.kernels.matching import Observations, own_products, search
+from cryoseg_dist.kernels.matching import Observations, left_factor, own_products, product, search
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import disc_pixels, prepare_volume, project_pixels, put_pixels
 from cryoseg_dist.kernels.so3 import angular_distance, random_rotations
@@ -374,7 +376,7 @@ def fold() -> None:
 def products() -> None:
     """Products of the first pass: rate and error by how numbers are split for the matrix units."""
 
-    def plain(a: Tensor, b: Tensor) -> Tensor:
+    def single(a: Tensor, b: Tensor) -> Tensor:
         return a @ b.T
 
     def tf32(a: Tensor, b: Tensor) -> Tensor:
@@ -383,51 +385,25 @@ def products() -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
         return out
 
-    def high_tf32(a: Tensor) -> Tensor:
-        return ((a.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-    def three_tf32(a: Tensor, b: Tensor) -> Tensor:
-        x, y = high_tf32(a), high_tf32(b)
-        return tf32(torch.cat((a - x, x, x), dim=1), torch.cat((y, b - y, y), dim=1))
-
-    def three_bf16(a: Tensor, b: Tensor) -> Tensor:
-        x, y = a.bfloat16(), b.bfloat16()
-        u, v = (a - x).bfloat16(), (b - y).bfloat16()
-        return torch.mm(torch.cat((u, x, x), dim=1), torch.cat((y, v, y), dim=1).T, out_dtype=torch.float32)
-
-    def three_fp16(a: Tensor, b: Tensor) -> Tensor:
-        scale = [t.abs().amax() / 256.0 for t in (a, b)]
-        x, y = (a / scale[0]).half(), (b / scale[1]).half()
-        u, v = ((a / scale[0] - x) * 2048.0).half(), ((b / scale[1] - y) * 2048.0).half()
-        low = torch.mm(torch.cat((u, x), dim=1), torch.cat((y, v), dim=1).T, out_dtype=torch.float32)
-        return (torch.mm(x, y.T, out_dtype=torch.float32) + low / 2048.0) * (scale[0] * scale[1])
+    def split(a: Tensor, b: Tensor) -> Tensor:
+        return product(left_factor(a), b)
 
     g = torch.Generator(DEVICE).manual_seed(0)
-    for m, n, k in ((512 * 29, 4096, 640), (512 * 29, 4096, 2560)):
+    for m, n, k in ((1024 * 37, 4096, 422), (1024 * 37, 4096, 1650)):
         a = torch.randn((m, k), generator=g, device=DEVICE) * torch.rand(k, generator=g, device=DEVICE) ** 4
         b = torch.randn((n, k), generator=g, device=DEVICE) * torch.rand(k, generator=g, device=DEVICE) ** 4
         exact = a[:2000].double() @ b.double().T
         scale = a[:2000].double().norm(dim=1)[:, None] * b.double().norm(dim=1)
-        for way in (plain, tf32, three_tf32, three_bf16, three_fp16):
-            try:
-                error = ((way(a, b)[:2000].double() - exact) / scale).abs()
-                taken = seconds(lambda way=way, a=a, b=b: way(a, b), 5, 2)
-                tell(
-                    "products",
-                    f"{m} x {n} x {k} {way.__name__}",
-                    tflop_s=2 * m * n * k / taken / 1e12,
-                    worst=float(error.max()),
-                    rms=float(error.square().mean().sqrt()),
-                )
-            except Exception:
-                traceback.print_exc()
-        scores = plain(a, b).reshape(512, -1)
-        tell(
-            "products",
-            f"best 256 of {scores.shape[1]} of 512 rows",
-            ms=1e3 * seconds(lambda s=scores: s.topk(256), 3, 1),
-        )
-        tell("products", "log of sum of exponentials", ms=1e3 * seconds(lambda s=scores: torch.logsumexp(s, 1), 3, 1))
+        for way in (single, tf32, split):
+            error = ((way(a, b)[:2000].double() - exact) / scale).abs()
+            taken = seconds(lambda way=way, a=a, b=b: way(a, b), 5, 2)
+            tell(
+                "products",
+                f"{m} x {n} x {k} {way.__name__}",
+                tflop_s=2 * m * n * k / taken / 1e12,
+                worst=float(error.max()),
+                rms=float(error.square().mean().sqrt()),
+            )
 
 
 def particle(size: int, seed: int = 0) -> Tensor:
@@ -498,10 +474,7 @@ def estep() -> None:
             {"half": 0, "ctf": columns.numpy(), "poses": last},
         )
         taken = []
-        for repeat in range(4):
-            if repeat == 3:
-                profile(lambda s=stage, u=unit, i=images, h=held: s.compute(u, {"images": i.numpy()}, h))
-                break
+        for _ in range(3):
             began = time.perf_counter()
             result = stage.compute(unit, {"images": images.numpy()}, held)
             taken.append(time.perf_counter() - began)
@@ -523,6 +496,8 @@ def estep() -> None:
             first_pass_tflop_s=flops / taken[-1] / 1e12,
             median_error=float(error.median()),
         )
+        if size == 128:
+            profile(lambda s=stage, u=unit, i=images, h=held: s.compute(u, {"images": i.numpy()}, h))
         if order in (2, 4) and size == 128:
             few = slice(0, 48)
             small = Unit(
@@ -557,8 +532,11 @@ def profile(work: Callable[[], object]) -> None:
     table = seen.key_averages()
     kernels = sorted(table, key=lambda e: -e.self_device_time_total)[:12]
     print("  on the card, ms:", ", ".join(f"{e.key[:48]} {e.self_device_time_total / 1e3:.1f}" for e in kernels))
-    calls = sorted(table, key=lambda e: -e.self_cpu_time_total)[:8]
-    print("  before it, ms:", ", ".join(f"{e.key[:40]} {e.self_cpu_time_total / 1e3:.1f}" for e in calls), flush=True)
+    calls = cProfile.Profile()
+    calls.runcall(work)
+    found = pstats.Stats(calls).stats  # type: ignore[attr-defined]
+    most = sorted(found.items(), key=lambda item: -item[1][2])[:10]
+    print("  before it, ms:", ", ".join(f"{name[2][:44]} {1e3 * figures[2]:.1f}" for name, figures in most), flush=True)
 
 
 def refine_shifts(sampling: Any) -> int:
@@ -592,31 +570,16 @@ def own() -> None:
         real = torch.view_as_real(references).flatten(1)
         exact = shifted[:2].double() @ real[index[:2]].double().mT
         scale = shifted[:2].double().norm(dim=2)[..., None] * real[index[:2]].double().norm(dim=2)[:, None]
-        for tile, numbers, warps, precision in (
-            (64, 32, 8, "tf32x3"),
-            (64, 32, 4, "tf32x3"),
-            (32, 32, 4, "tf32x3"),
-            (64, 32, 8, "bf16x3"),
-            (64, 64, 8, "bf16x3"),
-            (32, 32, 4, "bf16x3"),
-            (64, 32, 8, "tf32"),
-        ):
-            try:
-                given = {"own": tile, "numbers": numbers, "num_warps": warps, "precision": precision}
-                cross, _ = own_products_triton(shifted, weight, references, index, **given)
-                taken = seconds(
-                    lambda a=(shifted, weight, references, index), k=given: own_products_triton(*a, **k), 5, 1
-                )
-                tell(
-                    "own",
-                    f"{t} x {r} x {p} px, {tile} {numbers} {warps} {precision}",
-                    particles_s=b / taken,
-                    tflop_s=4 * b * t * r * p / taken / 1e12,
-                    read_gb_s=8 * b * r * p / taken / 1e9,
-                    worst=float(((cross[:2].double() - exact) / scale).abs().max()),
-                )
-            except Exception:
-                traceback.print_exc()
+        cross, _ = own_products_triton(shifted, weight, references, index)
+        taken = seconds(lambda a=(shifted, weight, references, index): own_products_triton(*a), 5, 1)
+        tell(
+            "own",
+            f"{t} shifts, {r} of {len(references)} slices of {p} px",
+            particles_s=b / taken,
+            tflop_s=4 * b * t * r * p / taken / 1e12,
+            read_gb_s=8 * b * r * p / taken / 1e9,
+            worst=float(((cross[:2].double() - exact) / scale).abs().max()),
+        )
 
 
 def unet_flops(architecture: Any, height: int, width: int) -> float:
