@@ -9,6 +9,7 @@ import torch
 
 # Before any test imports Ray: it draws the token of the session.
 import cryoseg_dist.runtime  # noqa: F401
+from tests.s3_server import ENVIRONMENT, S3Server
 
 torch.set_num_threads(1)
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
@@ -21,6 +22,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data absent: {folder} is missing")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3 server on loopback; its address and credentials are in the environment."""
+    server = S3Server()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": server.address}.items():
+            patch.setenv(name, value)
+        yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,7 @@ PLACES = {
     "symmetry": "particle.symmetry",
     "padding": "reconstruct.padding",
     "solver": "reconstruct.solver",
+    "half_maps": "reconstruct.half_maps",
     "engine": "engine.engine",
     "ray_address": "engine.ray_address",
     "workers": "engine.workers",

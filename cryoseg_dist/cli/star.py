@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cryoseg_dist.cli import options as opt
-from cryoseg_dist.cli.guard import DONE, guarded
+from cryoseg_dist.cli.guard import DONE, SET_ASIDE, guarded
 
 if TYPE_CHECKING:
     from cryoseg_dist.pipeline.config import RunSettings
@@ -72,6 +72,7 @@ def reconstruct(
         str | None, typer.Option(help="Classes to take, as in 1,3 or all: each gets a map in DIR/class001 and so on.")
     ] = None,
     solver: opt.Solver = None,
+    half_maps: Annotated[bool | None, typer.Option(help="Write the half maps too.", show_default="written")] = None,
     passthrough: Passthrough = None,
     result_as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     workers: opt.Workers = None,
@@ -79,32 +80,30 @@ def reconstruct(
     assignments: opt.Assignments = None,
 ) -> None:
     """Map and half maps from particles of known angles; the same command goes on after an interruption."""
-    flags = {"symmetry": symmetry, "diameter": diameter, "padding": padding, "workers": workers, "solver": solver}
+    flags = {"symmetry": symmetry, "diameter": diameter, "padding": padding, "workers": workers}
+    flags |= {"solver": solver, "half_maps": half_maps}
 
     def action() -> int:
         from cryoseg_dist.cli.session import open_session
         from cryoseg_dist.pipeline import from_star, particle_tables
 
         layers, roots = given_settings(config, flags, assignments)
-        folders = {output: frozenset[int]()}
+        numbers: list[int] = []
         if classes:
             numbers = particle_tables.class_numbers(classes, particle_tables.read_table(particles, passthrough or ()))
-            folders = {output / f"class{n:03d}": frozenset({n}) for n in numbers}
-        figures: dict[str, Any] = {}
-        for folder, some in folders.items():
-            images = particle_tables.read_particles(
-                particles, diameter, poses=True, passthrough=passthrough or (), classes=some, roots=roots
-            )
-            settings = star_settings(images, folder, layers)
-            with open_session(settings, folder, sys.argv) as session:
-                result = from_star.reconstruct(session, images, max_resolution)
-            if result_as_json:
-                figures[str(folder)] = result.figures()
-            else:
-                typer.echo(result.summary())
+        images = particle_tables.read_particles(
+            particles, diameter, poses=True, passthrough=passthrough or (), classes=numbers, roots=roots
+        )
+        settings = star_settings(images, output, layers)
+        with open_session(settings, output, sys.argv) as session:
+            results = from_star.reconstruct(session, images, max_resolution, numbers)
         if result_as_json:
+            figures: dict[str, Any] = {str(r.session.project.export.parent): r.figures() for r in results.values()}
             typer.echo(json.dumps(figures if classes else figures[str(output)], default=str))
-        return DONE
+        else:
+            for result in results.values():
+                typer.echo(result.summary())
+        return SET_ASIDE if any(r.n_set_aside for r in results.values()) else DONE
 
     guarded(action)
 

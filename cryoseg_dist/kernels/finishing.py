@@ -1,11 +1,51 @@
 """The map of an accumulator."""
 
+from dataclasses import dataclass
+
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from cryoseg_dist.kernels.slices import gridding_profile
+
+
+@dataclass(frozen=True)
+class Division:
+    """Division by the weights: what to add to them and to scale them with, and the least of them, by padded shell."""
+
+    least: np.ndarray
+    added: np.ndarray
+    scale: np.ndarray
+    limit: float
+
+    def __call__(self, slab: np.ndarray, first: int) -> np.ndarray:
+        """The spectrum, complex64, (k, m, m // 2 + 1), of planes ``first`` on of an accumulator."""
+        out = np.empty(slab.shape[:3], dtype=np.complex64)
+        _divide(slab, first, self.least, self.added, self.scale, self.limit, out)
+        return out
+
+
+def division(
+    mean: Tensor,
+    size: int,
+    *,
+    padding: int = 2,
+    regularisation: Tensor | None = None,
+    shrinkage: Tensor | None = None,
+    max_shell: float | None = None,
+) -> Division:
+    """How to divide an accumulator whose mean weight by padded shell is known; the rest as in :func:`finish`."""
+    mean = mean.to(torch.float32)
+    added, scale = torch.zeros_like(mean), torch.ones_like(mean)
+    unpadded = torch.round(torch.arange(len(mean)) / padding).long().clamp(max=size // 2)
+    if regularisation is not None:
+        added += regularisation.cpu().to(torch.float32)[unpadded]
+    if shrinkage is not None:
+        drawn = shrinkage.cpu().to(torch.float32)[unpadded]
+        added, scale = added + drawn * mean, 1.0 / (1.0 + drawn)
+    limit = padding * ((size - 1) // 2 if max_shell is None else max_shell)
+    return Division((mean / 1000.0).numpy(), added.numpy(), scale.numpy(), limit)
 
 
 def finish(
@@ -41,26 +81,23 @@ def finish(
     -----
     Weights below a thousandth of their shell's mean are raised to it (Scheres 2012), so that empty voxels stay finite.
     """
-    limit = padding * ((size - 1) // 2 if max_shell is None else max_shell)
-    mean = shell_weights(accumulator).to(torch.float32)
-    added, scale = torch.zeros_like(mean), torch.ones_like(mean)
-    unpadded = torch.round(torch.arange(len(mean)) / padding).long().clamp(max=size // 2)
-    if regularisation is not None:
-        added += regularisation.cpu().to(torch.float32)[unpadded]
-    if shrinkage is not None:
-        drawn = shrinkage.cpu().to(torch.float32)[unpadded]
-        added, scale = added + drawn * mean, 1.0 / (1.0 + drawn)
-    source = accumulator.cpu().contiguous()
-    spectrum = torch.empty(source.shape[:3], dtype=torch.complex64)
-    _divide(source.numpy(), (mean / 1000.0).numpy(), added.numpy(), scale.numpy(), limit, spectrum.numpy())
+    by_shell = division(
+        shell_weights(accumulator),
+        size,
+        padding=padding,
+        regularisation=regularisation,
+        shrinkage=shrinkage,
+        max_shell=max_shell,
+    )
+    spectrum = torch.from_numpy(by_shell(accumulator.cpu().contiguous().numpy(), 0))
     return central_cube(spectrum.to(accumulator.device), size) / gridding_profile(size, padding, accumulator.device)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _sum_shells(accumulator: np.ndarray, total: np.ndarray, count: np.ndarray) -> None:
-    m, width = accumulator.shape[0], accumulator.shape[2]
-    for iz in range(m):
-        z = iz if 2 * iz < m else iz - m
+def _sum_shells(accumulator: np.ndarray, first: int, total: np.ndarray, count: np.ndarray) -> None:
+    m, width = accumulator.shape[1], accumulator.shape[2]
+    for iz in range(accumulator.shape[0]):
+        z = first + iz if 2 * (first + iz) < m else first + iz - m
         for iy in range(m):
             y = iy if 2 * iy < m else iy - m
             for x in range(width):
@@ -85,19 +122,42 @@ def shell_weights(accumulator: Tensor) -> Tensor:
     Tensor, float64, shape (m // 2 + 1,)
         On the processor.
     """
-    n_shells = accumulator.shape[0] // 2 + 1
-    total, count = np.zeros(n_shells), np.zeros(n_shells)
-    _sum_shells(accumulator.cpu().contiguous().numpy(), total, count)
+    total, count = shell_sums(accumulator.cpu().contiguous().numpy(), 0)
     return torch.from_numpy(total / count)
+
+
+def shell_sums(slab: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of the weights, and number of voxels, by shell, of some planes of an accumulator.
+
+    Parameters
+    ----------
+    slab : ndarray, float32, shape (k, m, m // 2 + 1, 3)
+    first : int
+        Number of the first plane.
+
+    Returns
+    -------
+    total, count : ndarray, float64, shape (m // 2 + 1,)
+    """
+    n_shells = slab.shape[1] // 2 + 1
+    total, count = np.zeros(n_shells), np.zeros(n_shells)
+    _sum_shells(slab, first, total, count)
+    return total, count
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _divide(
-    accumulator: np.ndarray, least: np.ndarray, added: np.ndarray, scale: np.ndarray, limit: float, out: np.ndarray
+    accumulator: np.ndarray,
+    first: int,
+    least: np.ndarray,
+    added: np.ndarray,
+    scale: np.ndarray,
+    limit: float,
+    out: np.ndarray,
 ) -> None:
-    m, width = accumulator.shape[0], accumulator.shape[2]
-    for iz in range(m):
-        z = iz if 2 * iz < m else iz - m
+    m, width = accumulator.shape[1], accumulator.shape[2]
+    for iz in range(accumulator.shape[0]):
+        z = first + iz if 2 * (first + iz) < m else first + iz - m
         for iy in range(m):
             y = iy if 2 * iy < m else iy - m
             for x in range(width):
@@ -110,11 +170,19 @@ def _divide(
                     out[iz, iy, x] = complex(accumulator[iz, iy, x, 0] / weight, accumulator[iz, iy, x, 1] / weight)
 
 
+def central_lines(spectrum: Tensor, size: int, axis: int, extent: int) -> Tensor:
+    """Inverse transform along one axis, of ``extent`` samples, of a half spectrum (z, y, x), of which the centre is kept.
+
+    The last axis, from complex to real, comes last: the half spectrum of a slab is no Hermitian one.
+    """
+    before = size // 2
+    lines = torch.fft.irfft(spectrum, n=extent, dim=2) if axis == 2 else torch.fft.ifft(spectrum, dim=axis)
+    return torch.cat((lines.narrow(axis, extent - before, before), lines.narrow(axis, 0, size - before)), dim=axis)
+
+
 def central_cube(spectrum: Tensor, size: int) -> Tensor:
     """Inverse transform of a centred half spectrum, axis by axis, each cropped before the next."""
-    m, before = spectrum.shape[0], size // 2
-    for axis in (0, 1):
-        lines = torch.fft.ifft(spectrum, dim=axis)
-        spectrum = torch.cat((lines.narrow(axis, m - before, before), lines.narrow(axis, 0, size - before)), dim=axis)
-    lines = torch.fft.irfft(spectrum, n=m, dim=2)
-    return torch.cat((lines[..., m - before :], lines[..., : size - before]), dim=2)
+    extent = spectrum.shape[0]
+    for axis in range(3):
+        spectrum = central_lines(spectrum, size, axis, extent)
+    return spectrum

@@ -26,9 +26,14 @@ def gridding_profile(size: int, padding: int, device: torch.device | str = "cpu"
 
     The separable transform of the interpolation kernel, shape (size, size, size).
     """
-    x = (torch.arange(size, device=device, dtype=torch.float64) - size // 2) / (padding * size)
-    s = torch.sinc(x).square()
+    s = gridding_line(size, padding, device)
     return (s[:, None, None] * s[None, :, None] * s[None, None, :]).to(torch.float32)
+
+
+def gridding_line(size: int, padding: int, device: torch.device | str = "cpu") -> Tensor:
+    """One axis of :func:`gridding_profile`, float64, shape (size,)."""
+    x = (torch.arange(size, device=device, dtype=torch.float64) - size // 2) / (padding * size)
+    return torch.sinc(x).square()
 
 
 def prepare_volume(volume: Tensor, padding: int = 2) -> Tensor:

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from cryoseg_dist.errors import BadInputError, SettingsError
 from cryoseg_dist.kernels.symmetry import operators
+from cryoseg_dist.runtime.events import without_secrets
 from cryoseg_dist.runtime.executor import STORE_PATIENCE
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.settings import Settings
@@ -26,6 +27,7 @@ from cryoseg_dist.stages.postprocess import PostprocessSettings
 from cryoseg_dist.stages.reconstruct import ReconstructSettings
 from cryoseg_dist.stages.refine import RefineSettings
 from cryoseg_dist.stages.segment import SegmentSettings
+from cryoseg_dist.store.location import check_url
 
 ENVIRONMENT_PREFIX = "CRYOSEG_"
 
@@ -92,6 +94,9 @@ class EngineSettings(Settings):
     dask_workers: int | None = Field(default=None, ge=0)
     """Dask workers started inside Ray actors for that, without ``dask_address``; 0 for threads of the driver. When not given:
     one for every two cores of a Ray cluster (``ray_address``), threads otherwise."""
+    store: str | None = None
+    """URL of the arrays, ``s3://BUCKET/PREFIX``, a prefix for each project; in the project folder when not given. Ledgers and
+    results stay there. Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)."""
     unit_deadline: float = Field(default=3600.0, gt=0)
     """Seconds after which a unit of work counts as hung."""
     store_patience: float = Field(default=STORE_PATIENCE, ge=0)
@@ -102,6 +107,14 @@ class EngineSettings(Settings):
     """Port of the Prometheus metrics; not served when not given."""
     metrics_address: str = "127.0.0.1"
     """Address the metrics are served on."""
+
+    @field_validator("store")
+    @classmethod
+    def _without_credentials(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else check_url(value)
+        except BadInputError as fault:
+            raise ValueError(f"expected {fault.expected}, got {fault.got}") from None
 
 
 class StartSettings(Settings):
@@ -229,7 +242,7 @@ def describe_fault(fault: Mapping[str, Any]) -> str:
         )
     if fault["type"] == "extra_forbidden":
         return f"{where}: unknown setting. `cryoseg init` lists all of them."
-    return f"{where}: {fault['msg']}, got {fault['input']!r}."
+    return f"{where}: {fault['msg']}, got {without_secrets(repr(fault['input']))}."
 
 
 def toml_literal(value: Any) -> str:

@@ -118,15 +118,16 @@ def export_averages(path: Path, averages: np.ndarray, pixel_size: float, made: P
     write_stack(path, averages.astype(np.float32), pixel_size, made.lines())
 
 
-def export_maps(folder: Path, refined: Refined, result: PostprocessResult, made: Provenance) -> None:
+def export_maps(
+    folder: Path, refined: Refined, result: PostprocessResult, made: Provenance, *, half_maps: bool = True
+) -> None:
     """Maps, mask and FSC."""
     pixel = refined.particles.optics.pixel_size
     size = refined.particles.size
     for name, volume in (
         ("map.mrc", result.sharpened),
         ("map_unsharpened.mrc", result.unsharpened),
-        ("half1.mrc", refined.half1),
-        ("half2.mrc", refined.half2),
+        *((("half1.mrc", refined.half1), ("half2.mrc", refined.half2)) if half_maps else ()),
         ("mask.mrc", result.mask),
     ):
         write_volume(folder / name, volume.numpy(), pixel, made.lines())

@@ -5,20 +5,17 @@ Images are read where they are. Everything that a file lacks is told at once, be
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from cryoseg_dist.errors import SettingsError
-from cryoseg_dist.kernels.coverage import view_coverage
-from cryoseg_dist.kernels.mask import distance_from_centre
+from cryoseg_dist.errors import BadInputError, SettingsError
+from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.pipeline import export
-from cryoseg_dist.pipeline.maps import Refined, half_sets_of, read_map, reference_map, run_refine, write_maps
+from cryoseg_dist.pipeline.maps import Refined, half_sets_of, read_map, reference_map, run_refine
 from cryoseg_dist.pipeline.memory_plan import plan_reconstruction
 from cryoseg_dist.pipeline.mend import mended
 from cryoseg_dist.pipeline.micrographs import SetAside
@@ -27,22 +24,12 @@ from cryoseg_dist.pipeline.particle_tables import findable
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.run import RunResult, finish_maps
 from cryoseg_dist.pipeline.session import Session
-from cryoseg_dist.pipeline.validation import read_mask
-from cryoseg_dist.report.figures_orientations import view_axes
-from cryoseg_dist.runtime.dask_accumulation import partials_name
+from cryoseg_dist.pipeline.sums_to_maps import finish_by_slabs, solve_in_memory
 from cryoseg_dist.runtime.events import StageFinished, StageStarted, UnitFinished
-from cryoseg_dist.schema.work import Outcome, Unit
-from cryoseg_dist.stages.reconstruct import (
-    FoldStage,
-    ReconstructSettings,
-    complete,
-    damped_map,
-    maps_of_sums,
-    pose_table,
-    solved_map,
-    solver_words,
-)
-from cryoseg_dist.stages.refine import masked_fsc, particle_sphere
+from cryoseg_dist.runtime.folds import partials_name
+from cryoseg_dist.runtime.slab_finishing import SlabFinishing
+from cryoseg_dist.schema.work import Outcome, Read, Unit
+from cryoseg_dist.stages.reconstruct import FoldStage, pose_table
 from cryoseg_dist.store.ledger import Ledger, Mark
 
 # Images a fold reads at once, and images of a fold at most: what an interruption can cost.
@@ -50,27 +37,62 @@ PART_IMAGES, FOLD_IMAGES = 256, 16384
 
 
 def plan_folds(
-    run: str, particles: Particles, half: np.ndarray, poses: np.ndarray, n_folds: int
+    run: str, particles: Particles, groups: Mapping[str, np.ndarray], poses: np.ndarray, n_folds: int
 ) -> dict[str, list[Unit]]:
-    """Folds of each half set: stretches of particles, read in parts."""
-    groups: dict[str, list[Unit]] = {}
-    for h in (0, 1):
-        groups[f"half{h + 1}"] = folds = []
-        for number, members in enumerate(np.array_split(np.flatnonzero(half == h), n_folds)):
-            pieces = [members[i : i + PART_IMAGES] for i in range(0, len(members), PART_IMAGES)]
-            parts = [{"ctf": particles.transfer(rows), "poses": poses[rows]} for rows in pieces]
-            reads = {f"images/{i}": particles.read_of(rows)[0] for i, rows in enumerate(pieces)}
-            folds.append(Unit(f"{run}/{h}/{number:04d}", reads, {}, {"half": h, "parts": parts}))
+    """Folds of each group of rows: stretches of particles, read in parts."""
+    out: dict[str, list[Unit]] = {}
+    for group, rows in groups.items():
+        out[group] = folds = []
+        for number, members in enumerate(
+            np.array_split(rows, min(len(rows), max(n_folds, -(-len(rows) // FOLD_IMAGES))))
+        ):
+            reads: dict[str, Read] = {}
+            parts: list[dict[str, Any]] = []
+            for first in range(0, len(members), PART_IMAGES):
+                piece = members[first : first + PART_IMAGES]
+                reads[f"images/{len(parts)}"], which = particles.read_of(piece)
+                part = {"ctf": particles.transfer(piece), "poses": poses[piece]}
+                parts.append(part if which is None else part | {"rows": which})
+            folds.append(Unit(f"{run}/{group}/{number:04d}", reads, {}, {"half": 0, "parts": parts}))
+    return out
+
+
+def groups_of(particles: Particles, half: np.ndarray, classes: Sequence[int]) -> dict[str, np.ndarray]:
+    """Rows of each half set of each class; of each half set where there are no classes.
+
+    Raises
+    ------
+    BadInputError
+        A half set without particles.
+    """
+    number = particles.table["class_number"].to_numpy() if classes else np.zeros(len(particles), dtype=np.int64)
+    groups = {}
+    for n in classes or (0,):
+        for h in (0, 1):
+            name = f"half{h + 1}" if not classes else f"class{n:03d}/half{h + 1}"
+            groups[name] = np.flatnonzero((half == h) & (number == n))
+    empty = [name for name, rows in groups.items() if not len(rows)]
+    if empty:
+        raise BadInputError(", ".join(empty), "particles in both half sets", "none", "Leave that class out.")
     return groups
 
 
-def run_reconstruct(session: Session, particles: Particles, max_resolution: float | None) -> Refined:
-    """Half maps from the poses of the table; finished folds are not computed again.
+def run_reconstruct(
+    session: Session, particles: Particles, max_resolution: float | None, classes: Sequence[int] = ()
+) -> dict[int, Refined]:
+    """Half maps from the poses of the table, of each class in one pass; finished folds are not computed again.
 
     Parameters
     ----------
     max_resolution : float, optional
         A; finer frequencies are left out.
+    classes : sequence of int
+        Numbers of the classes that get maps of their own; one map of all when empty.
+
+    Returns
+    -------
+    dict of int to Refined
+        By class number; the only one has the key 0 where there are no classes.
     """
     s = session.settings
     size, pixel, padding = particles.size, particles.optics.pixel_size, s.reconstruct.padding
@@ -84,38 +106,45 @@ def run_reconstruct(session: Session, particles: Particles, max_resolution: floa
         "seed": s.refine.seed,
         "symmetry": s.particle.symmetry,
         "diameter": particles.diameter,
+        "classes": list(classes),
     }
     if s.reconstruct.solver != "direct":
         config["solver"] = s.reconstruct.model_dump(include={"solver", "support", "cg_iterations", "cg_tolerance"})
     run = session.run_id("reconstruct", config, {"particles": particles.run})
     done = session.project.read_json(f"state/{run}/done.json")
     if done is None:
-        done = _sum_up(session, run, particles, half, max_shell)
-    half1, half2, full = (read_map(session, f"{run}/maps", i) for i in range(3))
-    set_aside = tuple(SetAside(**item) for item in done["set_aside"])
-    table = particles.table.assign(random_subset=half + 1)
-    return Refined(run, replace(particles, table=table), half1, half2, (), full, set_aside, done["solver"])
+        done = _sum_up(session, run, particles, half, classes, max_shell)
+    out = {}
+    for i, number in enumerate(classes or (0,)):
+        some = particles.table["class_number"].to_numpy() == number if classes else np.ones(len(particles), dtype=bool)
+        one = particles.subset(some, run)
+        half1, half2, full = (read_map(session, f"{run}/maps", 3 * i + j) for j in range(3))
+        prefix = f"{run}/class{number:03d}/" if classes else f"{run}/"
+        lost = tuple(SetAside(**item) for key, item in done["set_aside"].items() if key.startswith(prefix))
+        table = one.table.assign(random_subset=half[some] + 1)
+        solver = done["solver"][str(number)]
+        out[number] = Refined(run, replace(one, table=table), half1, half2, (), full, lost, solver)
+    return out
 
 
 def _sum_up(
-    session: Session, run: str, particles: Particles, half: np.ndarray, max_shell: float | None
+    session: Session, run: str, particles: Particles, half: np.ndarray, classes: Sequence[int], max_shell: float | None
 ) -> dict[str, Any]:
-    """Sum all folds and keep the maps; what was set aside."""
+    """Sum all folds, keep the maps, and say how and what was set aside."""
+    rows = groups_of(particles, half, classes)
     s = session.settings
-    settings, symmetry, padding = s.reconstruct, s.particle.symmetry, s.reconstruct.padding
+    settings, padding = s.reconstruct, s.reconstruct.padding
     size, pixel = particles.size, particles.optics.pixel_size
     plan_reconstruction(session, particles)
     accumulate = session.accumulation()
-    n_largest = max(int((half == h).sum()) for h in (0, 1))
     # Held, so that a run goes on with its folds whatever the number of workers is now.
     held = session.project.read_json(f"state/{run}/folds.json")
     if held is None:
-        wanted = max(-(-settings.folds_per_worker * accumulate.workers // 2), -(-n_largest // FOLD_IMAGES))
-        held = {"folds": max(1, min(wanted, n_largest))}
+        held = {"folds": max(1, -(-settings.folds_per_worker * accumulate.workers // len(rows)))}
         session.project.write_json(f"state/{run}/folds.json", held)
     t = particles.table
     poses = pose_table(t["rot"], t["tilt"], t["psi"], t["origin_x"], t["origin_y"], pixel)
-    groups = plan_folds(run, particles, half, poses, int(held["folds"]))
+    groups = plan_folds(run, particles, rows, poses, int(held["folds"]))
     units = {unit.key: unit for folds in groups.values() for unit in folds}
     before = Ledger(session.project.ledger_path(run)).load()
     started = time.monotonic()
@@ -129,64 +158,52 @@ def _sum_up(
         )
 
     stage = FoldStage(particles.microscope, size, padding, max_shell=max_shell)
-    sums = accumulate.sums(stage, groups, checkpoint=run, on_fold=tell, need_all=False)
-    totals = [complete(sums[name], symmetry, size, padding) for name in groups]
-    maps, solver = made_maps(totals, particles, settings, max_shell, symmetry)
-    write_maps(session, f"{run}/maps", maps, pixel)
+    kept = accumulate.keep(stage, groups, run, on_fold=tell)
+    finishing = SlabFinishing(
+        session.project, run, size, padding, operators(s.particle.symmetry), kept, partials_name(run), max_shell
+    )
+    solver: dict[str, Any]
+    if settings.solver == "direct":
+        finish_by_slabs(session, accumulate, finishing, pixel, particles.diameter)
+        solver = {str(number): {"name": "direct"} for number in classes or (0,)}
+    else:
+        solver = solve_in_memory(session, accumulate, finishing, particles, classes)
     marks = Ledger(session.project.ledger_path(run)).load()
-    lost = [m for m in marks.values() if m.outcome is not Outcome.DONE]
-    done = {
-        "solver": solver,
-        "set_aside": [
-            {
-                "stage": "reconstruct",
-                "item": f"{sum(len(part['poses']) for part in units[m.key].parameters['parts'])} particles ({m.key})",
-                "reason": m.reason,
-            }
-            for m in lost
-        ],
-    }
+    lost = {key: vars(item) for mark in marks.values() for key, item in lost_of(mark, units[mark.key])}
+    done = {"solver": solver, "set_aside": lost}
     session.project.write_json(f"state/{run}/done.json", done)
-    # The maps are safe: the sums of the folds have served.
+    # The maps are safe: the sums have served.
     session.project.remove(partials_name(run))
+    finishing.remove()
     outcomes = Counter(str(mark.outcome) for mark in marks.values())
     session.emit(StageFinished("reconstruct", run, dict(outcomes), time.monotonic() - started))
     return done
 
 
-def made_maps(
-    totals: Sequence[Tensor],
-    particles: Particles,
-    settings: ReconstructSettings,
-    max_shell: float | None,
-    symmetry: str,
-) -> tuple[list[Tensor], dict[str, Any]]:
-    """Both half maps and the map of all particles, and how they were solved for.
-
-    Plain half maps give the FSC that says how much each voxel is damped; nothing else passes between the half sets.
-    """
-    size, pixel, padding = particles.size, particles.optics.pixel_size, settings.padding
-    plain1, plain2 = maps_of_sums(totals, size, padding, max_shell)
-    curve = masked_fsc(plain1, plain2, pixel, particles.diameter)
-    groups = ([totals[0]], [totals[1]], totals)
-    if settings.solver == "direct":
-        return [damped_map(g, curve, size, padding, max_shell) for g in groups], {"name": "direct"}
-    support, extent = particle_sphere(size, pixel, particles.diameter), min(particles.diameter, size * pixel)
-    if settings.support:
-        support = read_mask(Path(settings.support), size, pixel)
-        extent = 2.0 * pixel * float(distance_from_centre(size)[support > 0.5].max())
-    solved = [solved_map(g, curve, size, padding, max_shell, support, settings) for g in groups]
-    axes = view_axes(particles.table[["rot", "tilt"]].to_numpy(float), symmetry)
-    words = solver_words(view_coverage(torch.from_numpy(axes)), size, pixel, extent)
-    figures = {"name": "cg", "iterations": [s.iterations for s in solved], "words": words}
-    return [s.volume for s in solved], figures
+def lost_of(mark: Mark, unit: Unit) -> Iterator[tuple[str, SetAside]]:
+    """What a fold was set aside for, and the particles that went with it."""
+    counts = [len(part["poses"]) for part in unit.parameters["parts"]]
+    if mark.outcome is not Outcome.DONE:
+        yield mark.key, SetAside("reconstruct", f"{sum(counts)} particles ({mark.key})", mark.reason)
+    for read, reason in mark.record.get("unreadable", {}).items():
+        count = counts[int(read.rpartition("/")[2])]
+        yield f"{mark.key}/{read}", SetAside("reconstruct", f"{count} particles ({mark.key}/{read})", reason)
 
 
-def reconstruct(session: Session, particles: Particles, max_resolution: float | None = None) -> RunResult:
-    """Reconstruct from known poses and export the maps."""
+def reconstruct(
+    session: Session, particles: Particles, max_resolution: float | None = None, classes: Sequence[int] = ()
+) -> dict[int, RunResult]:
+    """Reconstruct from known poses and export the maps: of each class to a folder of its own, where there are classes."""
     started = time.monotonic()
-    refined = mended(session, lambda: run_reconstruct(session, particles, max_resolution))
-    return export_all(session, refined, {"reconstruct": round(time.monotonic() - started, 2)})
+    maps = mended(session, lambda: run_reconstruct(session, particles, max_resolution, classes))
+    seconds = {"reconstruct": round(time.monotonic() - started, 2)}
+    results = {}
+    for number, refined in maps.items():
+        place = session.project.export
+        if classes:
+            place = session.project.root / f"class{number:03d}" / "export"
+        results[number] = export_all(replace(session, project=session.project.exporting(place)), refined, seconds)
+    return results
 
 
 def refine(session: Session, particles: Particles, reference: Path) -> RunResult:

@@ -6,7 +6,7 @@ import os
 from cryoseg_dist.kernels.orientation_grid import angular_step, n_orientations
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
-from cryoseg_dist.runtime.memory import MemoryPlan, available_bytes, plan_memory, scoring_bytes
+from cryoseg_dist.runtime.memory import MemoryPlan, available_bytes, plan_memory, plan_slabs, scoring_bytes
 from cryoseg_dist.stages import abinitio
 from cryoseg_dist.stages.refine import RefineSettings
 from cryoseg_dist.stages.refine_expectation import BATCH, CHUNK, KEPT_BYTES
@@ -35,8 +35,14 @@ def plan_stochastic(session: Session, particles: Particles) -> MemoryPlan:
 
 
 def plan_reconstruction(session: Session, particles: Particles) -> MemoryPlan:
-    """The same for a reconstruction from known poses, which needs no scoring."""
-    return _plan(session, particles, None, maps=0, groups=2)
+    """The same for a reconstruction from known poses, which needs no scoring and, but for the solver cg, ends slab by slab."""
+    s = session.settings
+    if s.reconstruct.solver != "direct":
+        return _plan(session, particles, None, maps=0, groups=2)
+    cores = s.engine.workers or os.cpu_count() or 1
+    plan = plan_slabs(particles.size, s.reconstruct.padding, threads=cores, available=available_bytes())
+    session.summing.limit(plan.threads)
+    return plan
 
 
 def finest_order(settings: RefineSettings, symmetry: str) -> int:

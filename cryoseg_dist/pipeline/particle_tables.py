@@ -17,6 +17,7 @@ from cryoseg_dist.formats.images import image_header
 from cryoseg_dist.formats.star import StarTables, read_star, require
 from cryoseg_dist.pipeline.image_places import find_image
 from cryoseg_dist.pipeline.particles import Particles
+from cryoseg_dist.pipeline.stored_images import places_of
 from cryoseg_dist.schema import columns
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import ImageFile
@@ -68,7 +69,7 @@ def read_particles(
     ----------
     path : Path
         A table, whose image names are relative to its folder or to the nearest folder above in which the stack exists;
-        or a project, whose exported particles are taken.
+        or a project, whose exported particles are taken, with images from its arrays.
     diameter : float, optional
         A; the box when not given.
     poses : bool
@@ -86,7 +87,8 @@ def read_particles(
         Lists every column and stack that is missing, or says what in the file is not supported.
     """
     tables = read_table(path, passthrough)
-    path = tables.path
+    stored = places_of(path) if path.is_dir() else None
+    project, path = path, tables.path
     if classes:
         tables = of_classes(tables, classes)
     rows, optics = tables.rows, tables.optics
@@ -96,6 +98,10 @@ def read_particles(
     size = 0
     if rows.empty:
         faults.append("no particles")
+    elif "image_name" in rows and stored is not None:
+        # The sections of the exported stack are numbered as the places are.
+        section = rows["image_name"].str.partition("@")[0].astype(np.int64).to_numpy() - 1
+        rows, size = rows.assign(store_index=stored[2][section]), stored[1]
     elif "image_name" in rows:
         sources, size, problems = find_images(list(rows["image_name"]), path, roots)
         faults += problems
@@ -118,7 +124,9 @@ def read_particles(
         one,
         size,
         size * one.pixel_size if diameter is None else diameter,
-        sources=tuple(sources),
+        sources=None if stored is not None else tuple(sources),
+        array=None if stored is None else stored[0],
+        project=None if stored is None else str(project.absolute()),
         optics_groups=optics,
         groups=groups,
     )
@@ -306,6 +314,10 @@ def content_name(tables: Sequence[Path], sources: list[ImageFile], classes: Coll
 
 def findable(particles: Particles, folder: Path) -> Particles:
     """Particles whose image names lead to their stacks from a folder: kept where they do, absolute elsewhere."""
+    if particles.project is not None:
+        stack = Path(particles.project) / "export" / "particles.mrcs"
+        sections = particles.table["image_name"].str.partition("@")[0]
+        return replace(particles, table=particles.table.assign(image_name=sections + f"@{stack}"))
     stacks: dict[str, str] = {}
     names = []
     for name, source in zip(particles.table["image_name"], particles.sources or (), strict=True):

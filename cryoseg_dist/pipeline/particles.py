@@ -36,6 +36,8 @@ class Particles:
         A.
     array : str, optional
         The store's array; the row's ``store_index`` is the index in it.
+    project : str, optional
+        Folder of the project that the array is in, if not this one.
     sources : tuple of ImageFile, optional
         One section a row, where the images are in foreign stacks.
     set_aside : tuple of SetAside
@@ -55,6 +57,7 @@ class Particles:
     set_aside: tuple[SetAside, ...] = ()
     optics_groups: pd.DataFrame | None = None
     groups: Mapping[int, Optics] | None = None
+    project: str | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -91,7 +94,7 @@ class Particles:
             raise ValueError("particles without images")
         index = self.table["store_index"].to_numpy()[rows]
         first, last = int(index.min()), int(index.max()) + 1
-        region = Region(self.array, (first, 0, 0), (last, self.size, self.size))
+        region = Region(self.array, (first, 0, 0), (last, self.size, self.size), self.project)
         return region, index - first
 
 

@@ -27,6 +27,7 @@ from cryoseg_dist.pipeline.particles import Particles, run_extract
 from cryoseg_dist.pipeline.provenance import provenance_of
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.pipeline.stochastic import run_stochastic
+from cryoseg_dist.pipeline.stored_images import keep_places
 from cryoseg_dist.runtime.events import Figures
 from cryoseg_dist.stages.postprocess import PostprocessResult, postprocess
 
@@ -330,12 +331,13 @@ def finish_maps(session: Session, refined: Refined) -> PostprocessResult:
     )
     out.mkdir(parents=True, exist_ok=True)
     made = provenance_of(session, refined.run)
-    export.export_maps(out, refined, maps, made)
-    if particles.sources is not None:
+    export.export_maps(out, refined, maps, made, half_maps=session.settings.reconstruct.half_maps)
+    if particles.sources is not None or particles.project is not None:
         export.export_particles(out / "particles.star", particles, made)
         return maps
     export.export_stack(session, out / "particles.mrcs", particles, made)
     export.export_particles(out / "particles.star", particles, made, stack="particles.mrcs")
+    keep_places(session.project, refined.run, particles)
     return maps
 
 

@@ -110,7 +110,7 @@ def open_session(settings: RunSettings, root: Path, sinks: Sequence[Sink], comma
         Another driver holds the project.
     """
     with project_lock(root):
-        project = Project(root, create=True)
+        project = Project(root, create=True, store=settings.engine.store)
         said = tuple(without_secrets(word) for word in command)
         project.command = said
         project.write_json("settings.json", settings.model_dump(exclude_unset=True))

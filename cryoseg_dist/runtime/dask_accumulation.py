@@ -1,19 +1,17 @@
 """Accumulation of Fourier space as a Dask computation.
 
-One fold makes the partial sum of a group of particles; partial sums are merged slab by slab in a tree whose order is
-fixed by the folds' order, so the result does not depend on scheduling. All groups (half sets, say) are one computation.
-A fold's partial sum may be kept in the store with a mark in a ledger: what is marked is read, not computed again.
+One fold makes the partial sum of a group of particles. Sums in memory, for the iterations of a refinement, are merged slab by
+slab in a tree whose order is fixed by the folds' order, so the result does not depend on scheduling. Partial sums that are kept
+in the store, for a reconstruction, are checkpoints; :mod:`~cryoseg_dist.runtime.slab_finishing` reads them once, in order.
+All groups (half sets, classes) are one computation.
 """
 
-import logging
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import dask
@@ -21,28 +19,12 @@ import dask.array as da
 import numpy as np
 from dask.delayed import Delayed, delayed
 
-from cryoseg_dist.errors import BadInputError, CryosegError, DamagedDataError, StageFailedError, StoreUnavailableError
-from cryoseg_dist.runtime.executor import MAX_ATTEMPTS, last_line, worker_name
-from cryoseg_dist.runtime.reading import LazyInputs
-from cryoseg_dist.schema.work import ArraySpec, Outcome, Region, Unit
+from cryoseg_dist.errors import CryosegError, StageFailedError
+from cryoseg_dist.runtime.executor import last_line
+from cryoseg_dist.runtime.folds import Desk, Fold, ReduceStage, Teller, ToScheduler, create_partials, partials_name
+from cryoseg_dist.schema.work import Outcome, Unit
 from cryoseg_dist.store.ledger import Ledger, Mark
 from cryoseg_dist.store.project import Project
-
-# Bytes of a shard of a kept partial sum: encoding takes a few times as much.
-SHARD_BYTES = 16 << 20
-
-Teller = Callable[[Mark], None]
-
-
-class ReduceStage(Protocol):
-    """A stage whose units' results add up."""
-
-    @property
-    def partial_shape(self) -> tuple[int, ...]:
-        """Extent of a partial sum; the first axis is cut into slabs."""
-
-    def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The float32 sum over one unit."""
 
 
 @dataclass(frozen=True)
@@ -73,75 +55,118 @@ class Accumulation:
     security: Any = None
 
     def sums(
-        self,
-        stage: ReduceStage,
-        groups: Mapping[str, Sequence[Unit]],
-        *,
-        checkpoint: str | None = None,
-        on_fold: Teller | None = None,
-        need_all: bool = True,
+        self, stage: ReduceStage, groups: Mapping[str, Sequence[Unit]], *, on_fold: Teller | None = None
     ) -> dict[str, np.ndarray]:
-        """The sum of each group of folds, all in one computation.
+        """The sum of each group of folds, all in one computation, in memory.
 
         Parameters
         ----------
         stage : ReduceStage
         groups : Mapping of str to sequence of Unit
             Half sets, say.
-        checkpoint : str, optional
-            Run id under which partial sums are kept in the store (see :func:`partials_name`) and marked in the ledger.
         on_fold : Callable, optional
             Called with the mark of each fold as it ends, once a fold, never twice at a time.
-        need_all : bool
-            A fold that fails fails the computation; otherwise it is set aside and counts as zero.
 
         Raises
         ------
         StageFailedError
-            A fold failed, or every fold of a group was set aside.
+            A fold failed.
         """
-        held: dict[str, Mark] = {}
+        project, run = Project(self.root), uuid4().hex
         with ExitStack() as stack:
-            ledger = None
-            if checkpoint is not None:
-                _create_partials(Project(self.root), stage, groups, checkpoint)
-                ledger = stack.enter_context(Ledger(Project(self.root).ledger_path(checkpoint)))
-                held = ledger.load()
-            desk = _Desk(ledger, on_fold)
-            client, tell = self._connected(stack, desk)
-            every = [unit for units in groups.values() for unit in units]
-            place = {unit.key: i for i, unit in enumerate(every)}
-            run = uuid4().hex
+            client, tell = self._connected(stack, Desk(None, on_fold))
             arrays = {}
             for name, units in groups.items():
-                jobs = [
-                    _Fold(str(self.root), stage, unit, checkpoint, place[unit.key], held.get(unit.key), need_all)
-                    for unit in units
-                ]
-                # A partial, so that Dask does not look for collections in thousands of poses.
-                folds = [
-                    delayed(partial(_run_fold, job, tell), pure=False)(dask_key_name=f"fold-{run}-{job.unit.key}")
-                    for job in jobs
-                ]
+                folds = [self._delayed(Fold(project, stage, unit), tell, run) for unit in units]
                 arrays[name] = self._merged(folds, stage.partial_shape)
             totals = {name: np.empty(stage.partial_shape, dtype=np.float32) for name in groups}
-            try:
+            with _told_in_one_line():
                 _compute(client, list(arrays.values()), list(totals.values()), self.workers)
-            except CryosegError:
-                raise
-            except Exception as fault:
-                raise StageFailedError(f"reconstruct: the sums could not be made: {last_line(fault)}") from fault
-            marks = held | desk.marks
-        for name, units in groups.items():
-            ended = [marks[unit.key] for unit in units if unit.key in marks]
-            if ended and not any(mark.outcome is Outcome.DONE for mark in ended):
-                raise StageFailedError(
-                    f"reconstruct: expected some of {len(units)} folds of {name} done, got 0. "
-                    f"First failure, {ended[0].key}: {ended[0].reason}"
-                )
         return totals
 
-    def _connected(self, stack: ExitStack, desk: "_Desk") -> tuple[Any, Teller]:
+    def keep(
+        self,
+        stage: ReduceStage,
+        groups: Mapping[str, Sequence[Unit]],
+        run: str,
+        *,
+        on_fold: Teller | None = None,
+    ) -> dict[str, tuple[int, ...]]:
+        """Keep the partial sum of each fold in the store; those that the ledger of the run holds are not made again.
+
+        Parameters
+        ----------
+        stage : ReduceStage
+        groups : Mapping of str to sequence of Unit
+            Half sets of classes, say.
+        run : str
+            Run id of the ledger and of the array (see :func:`~cryoseg_dist.runtime.folds.partials_name`).
+        on_fold : Callable, optional
+            As for :meth:`sums`.
+
+        Returns
+        -------
+        dict of str to tuple of int
+            Places of the partial sums of each group in the array. Folds that failed are left out.
+
+        Raises
+        ------
+        StageFailedError
+            Every fold of a group failed.
+        """
+        project = Project(self.root)
+        place = {unit.key: i for i, unit in enumerate(unit for units in groups.values() for unit in units)}
+        create_partials(project, stage, len(place), run)
+        with ExitStack() as stack:
+            ledger = stack.enter_context(Ledger(project.ledger_path(run)))
+            held = ledger.load()
+            desk = Desk(ledger, on_fold)
+            client, tell = self._connected(stack, desk)
+            name = partials_name(run)
+            missing = [
+                self._delayed(Fold(project, stage, unit, place[unit.key], name, need_all=False), tell, uuid4().hex)
+                for units in groups.values()
+                for unit in units
+                if unit.key not in held
+            ]
+            self._computed(client, missing)
+            marks = held | desk.marks
+        kept = {}
+        for group, units in groups.items():
+            ended = [marks[unit.key] for unit in units]
+            kept[group] = tuple(place[mark.key] for mark in ended if mark.outcome is Outcome.DONE)
+            if not kept[group]:
+                raise StageFailedError(
+                    f"reconstruct: expected some of {len(units)} folds of {group} done, got 0. "
+                    f"First failure, {ended[0].key}: {ended[0].reason}"
+                )
+        return kept
+
+    def run(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Call each task, side by side; what they return, in order.
+
+        Raises
+        ------
+        CryosegError
+            As a task raised it, or a summary of what else it raised.
+        """
+        with ExitStack() as stack:
+            client, _ = self._connected(stack, Desk(None, None))
+            run = uuid4().hex
+            calls = [delayed(task, pure=False)(dask_key_name=f"task-{run}-{i}") for i, task in enumerate(tasks)]
+            return self._computed(client, calls)
+
+    def _computed(self, client: Any, calls: Sequence[Delayed]) -> list[Any]:
+        with _told_in_one_line():
+            if client is None:
+                return list(dask.compute(*calls, scheduler="threads", num_workers=self.workers))
+            return list(client.gather(client.compute(list(calls))))
+
+    def _delayed(self, fold: Fold, tell: Teller, run: str) -> Delayed:
+        # A partial, so that Dask does not look for collections in thousands of poses.
+        return delayed(partial(fold.run, tell), pure=False)(dask_key_name=f"fold-{run}-{fold.unit.key}")
+
+    def _connected(self, stack: ExitStack, desk: Desk) -> tuple[Any, Teller]:
         """A client of the scheduler, if there is one, and what folds tell of themselves to."""
         if self.address is None:
             return None, desk.take
@@ -151,7 +176,7 @@ class Accumulation:
         client = stack.enter_context(Client(**place, security=self.security, set_as_default=False))
         topic = f"folds-{uuid4().hex}"
         client.subscribe_topic(topic, lambda event: desk.take(Mark.from_json(event[1])))
-        return client, _ToScheduler(topic)
+        return client, ToScheduler(topic)
 
     def _merged(self, folds: Sequence[Delayed], shape: tuple[int, ...]) -> da.Array:
         """Slabs of the total, each merged in a tree of fixed order."""
@@ -169,9 +194,14 @@ class Accumulation:
         return da.concatenate(blocks, axis=0)
 
 
-def partials_name(run: str) -> str:
-    """The store's array of the partial sums that a run keeps."""
-    return f"{run}/folds"
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except CryosegError:
+        raise
+    except Exception as fault:
+        raise StageFailedError(f"reconstruct: the sums could not be made: {last_line(fault)}") from fault
 
 
 def _compute(client: Any, arrays: list[da.Array], targets: list[np.ndarray], workers: int) -> None:
@@ -188,23 +218,6 @@ def _compute(client: Any, arrays: list[da.Array], targets: list[np.ndarray], wor
             low += len(slab)
 
 
-def _create_partials(project: Project, stage: ReduceStage, groups: Mapping[str, Sequence[Unit]], run: str) -> None:
-    shape = stage.partial_shape
-    rows = min(shape[0], max(1, SHARD_BYTES // (4 * int(np.prod(shape[1:])))))
-    shard = (1, rows, *shape[1:])
-    project.create(
-        ArraySpec(
-            partials_name(run),
-            (sum(len(units) for units in groups.values()), *shape),
-            ("fold", "z", "y", "x", "part"),
-            "float32",
-            shard,
-            shard,
-            doc="Partial sums: real part, imaginary part, weight",
-        )
-    )
-
-
 def _slab(volume: np.ndarray, low: int, high: int) -> np.ndarray:
     return volume[low:high]
 
@@ -219,108 +232,4 @@ def _add(parts: Sequence[np.ndarray]) -> np.ndarray:
         for part in parts[1:]:
             plane += part[z]
         total[z] = plane
-    return total
-
-
-@dataclass
-class _Desk:
-    """Where the driver learns of folds: marks go to the ledger, then to the listener, once a fold."""
-
-    ledger: Ledger | None
-    on_fold: Teller | None
-    marks: dict[str, Mark] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def take(self, mark: Mark) -> None:
-        """Take the mark of a fold; one that was lost with its worker and made again is told once."""
-        with self.lock:
-            if mark.key in self.marks:
-                return
-            if self.ledger is not None:
-                self.ledger.append(mark)
-            self.marks[mark.key] = mark
-            if self.on_fold is not None:
-                self.on_fold(mark)
-
-
-@dataclass(frozen=True)
-class _ToScheduler:
-    """Sends marks from a Dask worker to whoever subscribed; they arrive before the fold's result does."""
-
-    topic: str
-
-    def __call__(self, mark: Mark) -> None:
-        from distributed import get_worker
-
-        get_worker().log_event(self.topic, {**mark.to_json(), "outcome": str(mark.outcome)})
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """One fold, as it travels to a worker."""
-
-    root: str
-    stage: ReduceStage
-    unit: Unit
-    checkpoint: str | None
-    index: int
-    held: Mark | None
-    need_all: bool
-
-    def read(self, project: Project) -> np.ndarray:
-        """The partial sum that was kept."""
-        out = np.empty(self.stage.partial_shape, dtype=np.float32)
-        for rows, region in self._shards(project):
-            out[rows] = project.read(region)[0]
-        return out
-
-    def write(self, project: Project, total: np.ndarray) -> None:
-        """Keep the partial sum, shard by shard."""
-        for rows, region in self._shards(project):
-            project.write(region, total[rows][None])
-
-    def _shards(self, project: Project) -> list[tuple[slice, Region]]:
-        name = partials_name(str(self.checkpoint))
-        extent, rows = self.stage.partial_shape, project.spec(name).shards[1]
-        cuts = [slice(low, min(low + rows, extent[0])) for low in range(0, extent[0], rows)]
-        return [(c, Region(name, (self.index, c.start, 0, 0, 0), (self.index + 1, c.stop, *extent[1:]))) for c in cuts]
-
-
-def _run_fold(fold: _Fold, tell: Teller) -> np.ndarray:
-    """The partial sum of one fold: read where it was kept, else computed, kept and told of."""
-    project = Project(Path(fold.root))
-    nothing = np.broadcast_to(np.float32(0), fold.stage.partial_shape)
-    key = fold.unit.key
-    if fold.held is not None and fold.held.outcome is not Outcome.DONE:
-        if fold.need_all:
-            raise StageFailedError(f"reconstruct: fold {key} failed before: {fold.held.reason}")
-        return nothing
-    if fold.held is not None:
-        try:
-            return fold.read(project)
-        except Exception as fault:
-            # What was kept is damaged: the images are still there.
-            logging.getLogger(__name__).warning("fold %s is made again: %s", key, last_line(fault))
-    started = time.perf_counter()
-    outcome, reason, attempts, total = Outcome.DONE, "", 0, nothing
-    while attempts < MAX_ATTEMPTS:
-        attempts += 1
-        try:
-            total = fold.stage.partial(fold.unit, LazyInputs(project, fold.unit.reads))
-            if fold.checkpoint is not None:
-                fold.write(project, total)
-            outcome, reason = Outcome.DONE, ""
-            break
-        except BadInputError as fault:
-            outcome, reason, total = Outcome.SET_ASIDE, str(fault), nothing
-            break
-        except (StoreUnavailableError, DamagedDataError):
-            # Not the fold's fault: the run stops, or makes again what is damaged.
-            raise
-        except Exception as fault:
-            outcome, reason, total = Outcome.QUARANTINED, last_line(fault), nothing
-    if fold.need_all and outcome is not Outcome.DONE:
-        raise StageFailedError(f"reconstruct: fold {key} failed: {reason}")
-    seconds = round(time.perf_counter() - started, 4)
-    tell(Mark(key, outcome, {}, reason, seconds, attempts, worker_name()))
     return total

@@ -59,14 +59,13 @@ class Worker:
 
     Parameters
     ----------
-    root : Path
-        The project.
+    project : Project
     device : str
         Torch device of the stage's state.
     """
 
-    def __init__(self, root: Path, device: str = "cpu") -> None:
-        self._project = Project(root)
+    def __init__(self, project: Project, device: str = "cpu") -> None:
+        self._project = project
         self._device = device
         self._stage: MapStage | None = None
         self._state: Any = None

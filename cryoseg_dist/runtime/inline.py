@@ -7,6 +7,7 @@ from pathlib import Path
 from cryoseg_dist.runtime.backlog import Backlog
 from cryoseg_dist.runtime.executor import STORE_PATIENCE, Finished, Retry, Worker
 from cryoseg_dist.schema.work import MapStage, Unit
+from cryoseg_dist.store.project import Project
 
 
 class InlineExecutor:
@@ -22,7 +23,7 @@ class InlineExecutor:
     """
 
     def __init__(self, root: Path, device: str = "cpu", patience: float = STORE_PATIENCE) -> None:
-        self._worker = Worker(root, device)
+        self._worker = Worker(Project(root), device)
         self._patience = patience
         self.in_flight = 0
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cryoseg_dist.errors import SettingsError
 from cryoseg_dist.formats.memory import free_bytes
+from cryoseg_dist.runtime.slab_finishing import SLAB_BYTES
 
 GIB = 2**30
 # A Python process with its libraries loaded.
@@ -93,6 +94,44 @@ def finishing_bytes(size: int, padding: int, *, groups: int) -> int:
         + (2 * groups + 1) * padded_bytes(size, padding, 12)
         + 3 * padded_bytes(size, padding, 8)
         + 6 * 4 * size**3
+    )
+
+
+def folding_bytes(size: int, padding: int, *, threads: int) -> int:
+    """What the driver holds while folds go to the store: one sum a thread, and what is encoded of it."""
+    return PROCESS + threads * (padded_bytes(size, padding, 12) + 2 * _slab_bytes(size, padding))
+
+
+def slab_finishing_bytes(size: int, padding: int, *, threads: int) -> int:
+    """What the driver holds while maps are made slab by slab: some copies of a slab a thread, then two half maps and what their FSC
+    takes. No term holds a padded volume.
+    """
+    return PROCESS + max(threads * 5 * _slab_bytes(size, padding), 9 * 4 * size**3)
+
+
+def _slab_bytes(size: int, padding: int) -> int:
+    m = size * padding
+    return max(SLAB_BYTES, m * (m // 2 + 1) * 12)
+
+
+def plan_slabs(size: int, padding: int, *, threads: int, available: int) -> MemoryPlan:
+    """A reconstruction that keeps its partial sums in the store: as many threads as fit, at most those wanted.
+
+    Raises
+    ------
+    SettingsError
+        It does not fit even with one thread; the figures say what is missing.
+    """
+    for n in range(max(1, threads), 0, -1):
+        folding, finishing = (f(size, padding, threads=n) for f in (folding_bytes, slab_finishing_bytes))
+        plan = MemoryPlan(0, folding, finishing, n, available)
+        if plan.peak <= available:
+            return plan
+    raise SettingsError(
+        [
+            f"memory: expected at most {available / GIB:.1f} GiB, got {plan.peak / GIB:.1f} for a box of {size} px: sums "
+            f"{folding / GIB:.1f} with one thread; finishing {finishing / GIB:.1f}. Take reconstruct.padding = 1, or larger pixels."
+        ]
     )
 
 

@@ -26,6 +26,7 @@ from cryoseg_dist.runtime.health import Health
 from cryoseg_dist.runtime.ray_capacity import healthy_node, room, wait_for_room
 from cryoseg_dist.runtime.ray_start import start_ray
 from cryoseg_dist.schema.work import MapStage, Unit
+from cryoseg_dist.store.project import Project
 
 # Reads of the next unit overlap the computation of the last.
 IN_FLIGHT = 2
@@ -42,10 +43,10 @@ START_PATIENCE, PROBE_PAUSE, LONGEST_PROBE_PAUSE, PROBES = 300.0, 1.0, 30.0, 3
 class _Actor:
     """A worker in a process of its own."""
 
-    def __init__(self, root: str, threads: int, gpu: bool) -> None:
+    def __init__(self, project: Project, threads: int, gpu: bool) -> None:
         torch.set_num_threads(threads)
         os.environ["NUMBA_NUM_THREADS"] = str(threads)
-        self._worker = Worker(Path(root), "cuda" if gpu else "cpu")
+        self._worker = Worker(project, "cuda" if gpu else "cpu")
         self._stage_number = -1
 
     def hello(self) -> tuple[str, str]:
@@ -133,7 +134,7 @@ class RayExecutor:
         wait: float = 0.0,
         patience: float = STORE_PATIENCE,
     ) -> None:
-        self._root, self._deadline, self._patience = Path(root).resolve(), deadline, patience
+        self._project, self._deadline, self._patience = Project(Path(root).resolve()), deadline, patience
         self._cpus, self._gpus = cpus_per_worker, gpus_per_worker
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
@@ -171,7 +172,7 @@ class RayExecutor:
         if node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         actor = _Actor.options(**options).remote(  # type: ignore[attr-defined]
-            str(self._root), max(1, math.floor(self._cpus)), self._gpus > 0
+            self._project, max(1, math.floor(self._cpus)), self._gpus > 0
         )
         return _Member(actor, probe=actor.hello.remote())
 

@@ -1,9 +1,12 @@
 """Resolving the reads of units, the same in every engine."""
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
+from cryoseg_dist.errors import BadInputError, DamagedDataError
 from cryoseg_dist.formats.images import read_images
 from cryoseg_dist.schema.work import ImageFile, Read
 from cryoseg_dist.store.project import Project
@@ -15,7 +18,7 @@ def read(project: Project, source: Read) -> np.ndarray:
     Raises
     ------
     BadInputError
-        A foreign file cannot be read.
+        A foreign file cannot be read, or a shard of another project, which cannot be computed again here.
     StoreError
         The store does not hold the region.
     """
@@ -23,7 +26,18 @@ def read(project: Project, source: Read) -> np.ndarray:
         return np.concatenate([read(project, part) for part in source])
     if isinstance(source, ImageFile):
         return read_images(source)
-    return project.read(source)
+    if source.project is None:
+        return project.read(source)
+    try:
+        return _other(source.project).read(source)
+    except DamagedDataError as fault:
+        where = f"{source.project}: {fault.array}, {list(fault.start)} to {list(fault.stop)}"
+        raise BadInputError(where, "a whole shard", fault.got, "Run that project again, or verify it.") from None
+
+
+@lru_cache(maxsize=8)
+def _other(root: str) -> Project:
+    return Project(Path(root))
 
 
 def read_all(project: Project, sources: Mapping[str, Read]) -> dict[str, np.ndarray]:

@@ -41,11 +41,20 @@ class ArraySpec:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A rectangular part ``start <= index < stop`` of an array of the project store."""
+    """A rectangular part ``start <= index < stop`` of an array.
+
+    Attributes
+    ----------
+    array : str
+    start, stop : tuple of int
+    project : str, optional
+        Folder of another project that the array is in; this one when not given.
+    """
 
     array: str
     start: tuple[int, ...]
     stop: tuple[int, ...]
+    project: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Folds of particles into Fourier space: the maximisation step of refinement and `cryoseg reconstruct`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,6 +48,8 @@ class ReconstructSettings(Settings):
     """Partial sums merged at once."""
     folds_per_worker: int = Field(default=2, ge=1)
     """Partial sums a worker makes."""
+    half_maps: bool = True
+    """Write half1.mrc and half2.mrc, as RELION and cryoSPARC do; the FSC needs the half maps in any case."""
 
 
 def _fold_device(total_bytes: int) -> torch.device:
@@ -101,6 +103,20 @@ class FoldStage:
         """Extent of a partial sum."""
         m = self.size * self.padding
         return (m, m, m // 2 + 1, 3)
+
+    def without(self, unit: Unit, reads: Collection[str]) -> Unit | None:
+        """The unit without the parts that need some of its reads, None where none is left."""
+        parts = unit.parameters["parts"]
+        left = [i for i in range(len(parts)) if not {f"images/{i}", f"poses/{i}"} & set(reads)]
+        if not left:
+            return None
+        kept = {
+            f"{kind}/{new}": unit.reads[f"{kind}/{old}"]
+            for new, old in enumerate(left)
+            for kind in ("images", "poses")
+            if f"{kind}/{old}" in unit.reads
+        }
+        return Unit(unit.key, kept, unit.writes, {**unit.parameters, "parts": [parts[i] for i in left]})
 
     def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sum over one fold, float32, of ``partial_shape``."""

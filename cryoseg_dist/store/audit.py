@@ -128,7 +128,7 @@ def _units(
 
 def _shard(project: Project, shard: Region, path: Path, made_by: str, found: Audit, quick: bool) -> None:
     try:
-        if not path.exists():
+        if not project.holds(path):
             raise DamagedDataError(shard.array, shard.start, shard.stop, "no file")
         if not quick:
             project.read(shard)
@@ -153,7 +153,7 @@ def _other_arrays(
             continue
         tell(name)
         for shard, path in project.shards(project.whole(name)):
-            if path.exists():
+            if project.holds(path):
                 found.shards += 1
                 _shard(project, shard, path, "", found, False)
 

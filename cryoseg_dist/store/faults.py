@@ -17,6 +17,8 @@ AWAY = (
 )  # fmt: skip
 # How the Rust pipeline names what the system said.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
+# And what an object store said.
+_OBJECT_STORE = re.compile(r"Generic \w+ error|error performing (GET|PUT|HEAD|POST|DELETE)", re.IGNORECASE)
 
 
 def system_error(fault: BaseException) -> int | None:
@@ -31,6 +33,17 @@ def system_error(fault: BaseException) -> int | None:
     return None
 
 
+def _of_object_store(fault: BaseException) -> str | None:
+    """What an object store said, after all retries; None where it was another fault."""
+    seen: BaseException | None = fault
+    while seen is not None:
+        if type(seen).__module__.startswith("obstore") or _OBJECT_STORE.search(str(seen)):
+            # Signed requests carry their signature behind a question mark.
+            return re.sub(r"\?\S*", "", str(seen).strip().partition("\n")[0])
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
 def unavailable(fault: BaseException, where: Path | str) -> StoreUnavailableError | None:
     """The error to raise where the storage is at fault, else None.
 
@@ -41,6 +54,12 @@ def unavailable(fault: BaseException, where: Path | str) -> StoreUnavailableErro
     where : Path or str
         What was read or written.
     """
+    if remote := _of_object_store(fault):
+        remedy = (
+            "Check the network, the bucket and the credentials in the environment, then give the same command again: it "
+            "goes on."
+        )
+        return StoreUnavailableError(str(where), remote, remedy)
     number = system_error(fault)
     if number in NO_ROOM:
         remedy = "Make room (`cryoseg clean` tells what may go), then give the same command again: it goes on."
@@ -58,7 +77,7 @@ def storage_faults(where: Path | str) -> Iterator[None]:
     """Raise :class:`StoreUnavailableError` in place of what the system or the codecs say of a storage at fault."""
     try:
         yield
-    except CryosegError:
+    except (CryosegError, FileNotFoundError):
         raise
     except Exception as fault:
         error = unavailable(fault, where)

@@ -7,19 +7,24 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from copy import copy
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.sync import sync
 
 from cryoseg_dist import __version__
 from cryoseg_dist.errors import BadInputError, CryosegError, DamagedDataError
 from cryoseg_dist.schema.work import ArraySpec, Region
 from cryoseg_dist.store.faults import storage_faults
+from cryoseg_dist.store.location import create_group, is_url, open_group
 
 SCHEMA_VERSION = 1
+# Says where the arrays are, when they are not in the folder.
+POINTER = "store.json"
 # What the codecs raise for bytes that are not what was encoded.
 CODEC_FAULTS = (RuntimeError, ValueError)
 
@@ -79,7 +84,7 @@ def _check_inside(region: Region, shape: tuple[int, ...]) -> None:
 
 
 class Project:
-    """A project folder: ``store.zarr`` with all arrays, ``ledger/``, ``runs/``, ``export/``.
+    """A project folder: ``ledger/``, ``runs/``, ``export/``, and all arrays in ``store.zarr`` or at a URL.
 
     Cheap to open, so that every worker opens its own; safe to use from several threads.
 
@@ -87,29 +92,41 @@ class Project:
     ----------
     root : Path
         The folder; it is created when ``create`` is true.
+    create : bool
+    store : str, optional
+        URL of the arrays, kept in the project when it is created. Who knows it needs not see the folder.
 
     Attributes
     ----------
+    location : str
+        Folder or URL of the arrays.
+    export : Path
+        Folder of the files that others script against.
     command : tuple of str
         Command line that arrays say they were made by.
 
     Raises
     ------
     BadInputError
-        The folder is not a project, or was written by a newer version.
+        The folder is not a project, was written by a newer version, or its arrays are elsewhere.
+    StoreUnavailableError
+        The storage refuses.
     """
 
-    def __init__(self, root: Path, *, create: bool = False) -> None:
+    def __init__(self, root: Path, *, create: bool = False, store: str | None = None) -> None:
         self.root = Path(root)
-        path = self.root / "store.zarr"
-        if create and not (path / "zarr.json").exists():
-            path.mkdir(parents=True, exist_ok=True)
-            zarr.create_group(str(path), attributes={"cryoseg_schema": SCHEMA_VERSION})
+        self.export = self.root / "export"
+        self.location = self._find(create, store)
+        if create:
+            self._ensure_group()
         try:
-            self._group = zarr.open_group(str(path), mode="r+")
+            self._group = open_group(self.location)
         except FileNotFoundError:
             raise BadInputError(
-                str(self.root), "a project folder", "no store.zarr in it", "`cryoseg run --project` makes one."
+                str(self.root),
+                "a project folder",
+                f"no arrays at {self.location}",
+                "`cryoseg run --project` makes one.",
             ) from None
         version = self._group.attrs.get("cryoseg_schema")
         if version != SCHEMA_VERSION:
@@ -119,14 +136,43 @@ class Project:
         self._arrays: dict[str, Any] = {}
         self.command: tuple[str, ...] = ()
 
-    def __reduce__(self) -> tuple[type["Project"], tuple[Path]]:
-        # A worker that receives a project opens it anew.
-        return type(self), (self.root,)
+    def _find(self, create: bool, store: str | None) -> str:
+        """Where the arrays are; a new project keeps a URL before anything is written there."""
+        folder = self.root / "store.zarr"
+        held = self.read_json(POINTER)
+        if create and held is None and store is not None and not (folder / "zarr.json").exists():
+            try:
+                open_group(store)
+            except FileNotFoundError:
+                held = {"url": store}
+                self.write_json(POINTER, held)
+            else:
+                raise BadInputError("engine.store", "a prefix without arrays", f"those of another project at {store}")
+        at = str(folder) if held is None else str(held["url"])
+        # A worker elsewhere knows the URL and sees no folder.
+        if store is not None and at != store and (held is not None or folder.exists()):
+            raise BadInputError("engine.store", f"{at}, where the arrays are", store, "Name another project.")
+        return at if store is None else store
 
-    @property
-    def export(self) -> Path:
-        """Folder of the files that others script against."""
-        return self.root / "export"
+    def _ensure_group(self) -> None:
+        if not is_url(self.location):
+            if (Path(self.location) / "zarr.json").exists():
+                return
+            Path(self.location).mkdir(parents=True, exist_ok=True)
+        try:
+            open_group(self.location)
+        except FileNotFoundError:
+            create_group(self.location, {"cryoseg_schema": SCHEMA_VERSION})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker that receives a project opens it anew.
+        return _opened, (self.root, self.location if is_url(self.location) else None)
+
+    def exporting(self, folder: Path) -> "Project":
+        """The same project, whose results go to another folder."""
+        other = copy(self)
+        other.export, other.command = folder, self.command
+        return other
 
     def ledger_path(self, run_id: str) -> Path:
         """Journal of a stage run."""
@@ -163,47 +209,60 @@ class Project:
             return
         # Noise does not compress; labels and masks do.
         compressed = np.dtype(spec.dtype).kind in "iub"
-        array = self._group.create_array(
-            spec.name,
-            shape=spec.shape,
-            dtype=spec.dtype,
-            chunks=spec.chunks,
-            shards=spec.shards,
-            fill_value=nothing(spec.dtype),
-            compressors=ZstdCodec(level=3) if compressed else None,
-            dimension_names=spec.dims,
-            attributes={**spec.attributes, "unit": spec.unit, "doc": spec.doc, "provenance": self._made_by()},
-        )
+        with storage_faults(self.location):
+            array = self._group.create_array(
+                spec.name,
+                shape=spec.shape,
+                dtype=spec.dtype,
+                chunks=spec.chunks,
+                shards=spec.shards,
+                fill_value=nothing(spec.dtype),
+                # The checksum tells of bytes that changed on the disk.
+                compressors=[ZstdCodec(level=3), Crc32cCodec()] if compressed else [Crc32cCodec()],
+                dimension_names=spec.dims,
+                attributes={**spec.attributes, "unit": spec.unit, "doc": spec.doc, "provenance": self._made_by()},
+            )
         self._arrays[spec.name] = array
 
     def remove(self, name: str) -> None:
         """Remove an array and what it holds, if it exists."""
         self._arrays.pop(name, None)
         if self.exists(name):
-            del self._group[name]
+            with storage_faults(self.location):
+                del self._group[name]
 
     def array_names(self) -> list[str]:
         """Names of all arrays."""
+        if is_url(self.location):
+            with storage_faults(self.location):
+                held = self._group.members(max_depth=None)
+                return sorted(name for name, member in held if isinstance(member, zarr.Array))
         top = self.root / "store.zarr"
         found = []
         for folder, below, files in os.walk(top):
             if "zarr.json" in files:
-                held = json.loads(Path(folder, "zarr.json").read_text(encoding="utf-8"))
-                if held.get("node_type") == "array":
+                metadata = json.loads(Path(folder, "zarr.json").read_text(encoding="utf-8"))
+                if metadata.get("node_type") == "array":
                     found.append(Path(folder).relative_to(top).as_posix())
                     below.clear()
         return sorted(found)
 
     def exists(self, name: str) -> bool:
         """Whether an array of that name was created."""
-        return name in self._arrays or (self.root / "store.zarr" / name / "zarr.json").exists()
+        if name in self._arrays:
+            return True
+        with storage_faults(self.location):
+            return name in self._group
 
     def _array(self, name: str) -> Any:
         if name not in self._arrays:
             try:
-                self._arrays[name] = self._group[name]
+                with storage_faults(self.location):
+                    self._arrays[name] = self._group[name]
             except KeyError:
-                raise StoreError(f"{name}: expected an array in {self.root}, got none. Run its stage first.") from None
+                raise StoreError(
+                    f"{name}: expected an array in {self.location}, got none. Run its stage first."
+                ) from None
         return self._arrays[name]
 
     def spec(self, name: str) -> ArraySpec:
@@ -251,28 +310,36 @@ class Project:
         array = self._array(region.array)
         _check_inside(region, array.shape)
         try:
-            with storage_faults(self.root):
+            with storage_faults(self.location):
                 self._check_written(region)
                 return np.asarray(array[_selection(region)])
         except CODEC_FAULTS as fault:
             raise self._damaged(region, array, fault) from None
 
     def shards(self, region: Region) -> list[tuple[Region, Path]]:
-        """The shards that a region touches, each with its file, which need not exist."""
+        """The shards that a region touches, each with its file (at a URL: its key), which need not exist."""
         array = self._array(region.array)
         extent = array.shards or array.chunks
-        folder = self.root / "store.zarr" / region.array / "c"
+        top = Path() if is_url(self.location) else Path(self.location)
+        folder = top / region.array / "c"
         return [
             (shard, folder.joinpath(*(str(a // s) for a, s in zip(shard.start, extent, strict=True))))
             for shard in shards_of(region, extent, array.shape)
         ]
+
+    def holds(self, shard: Path) -> bool:
+        """Whether the file (or key) of a shard exists."""
+        if not is_url(self.location):
+            return shard.exists()
+        with storage_faults(self.location):
+            return bool(sync(self._group.store.exists(str(PurePosixPath(shard)))))
 
     def _check_written(self, region: Region) -> None:
         """A shard of floats without its file was never written, or is lost; one of integers may hold nothing but zeros."""
         if self._array(region.array).fill_value == 0:
             return
         for shard, path in self.shards(region):
-            if not path.exists():
+            if not self.holds(path):
                 raise DamagedDataError(region.array, shard.start, shard.stop, "no file")
 
     def _damaged(self, region: Region, array: Any, fault: Exception) -> DamagedDataError:
@@ -307,7 +374,7 @@ class Project:
                     f"{region.array}: expected whole shards of {s} along axis {axis}, got {a}:{b} of {n}. "
                     "Plan units that own their shards."
                 )
-        with storage_faults(self.root):
+        with storage_faults(self.location):
             array[_selection(region)] = values
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
@@ -318,3 +385,7 @@ class Project:
         """Read a small JSON file below the project; None where there is none."""
         path = self.root / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _opened(root: Path, store: str | None) -> Project:
+    return Project(root, store=store)

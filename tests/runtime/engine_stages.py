@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,9 @@ class Noise:
     @property
     def partial_shape(self) -> tuple[int, ...]:
         return (6, 6, 4, 3)
+
+    def without(self, unit: Unit, reads: Collection[str]) -> Unit | None:
+        return None
 
     def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         i = int(unit.parameters["i"])

@@ -11,6 +11,9 @@ import pytest
 
 from cryoseg_dist.errors import StageFailedError
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
+from cryoseg_dist.runtime.folds import partials_name
+from cryoseg_dist.schema.work import Outcome, Region
+from cryoseg_dist.store.ledger import Mark
 from cryoseg_dist.store.project import Project
 from tests.runtime.engine_stages import Noise, folds
 
@@ -18,6 +21,14 @@ from tests.runtime.engine_stages import Noise, folds
 def expected(n: int, first: int = 0) -> np.ndarray:
     parts = [np.random.default_rng(i).normal(size=(6, 6, 4, 3)).astype(np.float32) for i in range(first, first + n)]
     return np.sum(np.array(parts, dtype=np.float64), axis=0)
+
+
+def kept(root: Path, places: tuple[int, ...]) -> np.ndarray:
+    """The sum of partial sums that are kept."""
+    project = Project(root)
+    name = partials_name("run")
+    parts = [project.read(Region(name, (i, 0, 0, 0, 0), (i + 1, 6, 6, 4, 3)))[0] for i in places]
+    return np.sum(parts, axis=0, dtype=np.float64)
 
 
 @pytest.fixture
@@ -44,24 +55,29 @@ def test_finished_folds_are_read_and_not_made_again(root: Path, tmp_path: Path) 
     made = tmp_path / "made"
     stage = Noise(str(made))
     groups = {"a": folds(4), "b": folds(3, 10)}
-    first = Accumulation(root).sums(stage, groups, checkpoint="run")
+    first = Accumulation(root).keep(stage, groups, "run")
+    assert first == {"a": (0, 1, 2, 3), "b": (4, 5, 6)}
     count = len(list(made.iterdir()))
     assert count == 7
-    again = Accumulation(root).sums(stage, groups, checkpoint="run")
+    assert Accumulation(root).keep(stage, groups, "run") == first
     assert len(list(made.iterdir())) == count
-    for name in groups:
-        np.testing.assert_array_equal(first[name], again[name])
+    np.testing.assert_allclose(kept(root, first["b"]), expected(3, 10), atol=2e-6)
 
 
 def test_a_broken_fold_is_named_and_the_rest_is_kept(root: Path, tmp_path: Path) -> None:
     made = tmp_path / "made"
     with pytest.raises(StageFailedError, match="broken fold"):
-        Accumulation(root, workers=1).sums(Noise(str(made), broken=2), {"a": folds(4)}, checkpoint="run")
-    kept = len(list(made.iterdir()))
-    sums = Accumulation(root, workers=1).sums(Noise(str(made)), {"a": folds(4)}, checkpoint="run")
-    assert len(list(made.iterdir())) == 4
-    assert kept < 4
-    np.testing.assert_allclose(sums["a"], expected(4), atol=2e-6)
+        Accumulation(root, workers=1).sums(Noise(str(made), broken=2), {"a": folds(4)})
+    told: list[Mark] = []
+    stage = Noise(str(made), broken=2, unreadable=3)
+    places = Accumulation(root, workers=1).keep(stage, {"a": folds(4)}, "run", on_fold=told.append)
+    assert places == {"a": (0, 1)}
+    reasons = {mark.key: mark.reason for mark in told if mark.outcome is not Outcome.DONE}
+    assert "broken fold" in reasons["fold/0002"]
+    assert "half of them" in reasons["fold/0003"]
+    np.testing.assert_allclose(kept(root, places["a"]), expected(2), atol=2e-6)
+    with pytest.raises(StageFailedError, match="got 0"):
+        Accumulation(root).keep(Noise(str(made), broken=9), {"a": folds(1, 9)}, "other")
 
 
 def test_a_killed_worker_of_a_cluster_changes_nothing(root: Path, tmp_path: Path) -> None:
@@ -80,9 +96,10 @@ def test_a_killed_worker_of_a_cluster_changes_nothing(root: Path, tmp_path: Path
 
         killer = threading.Thread(target=kill_one)
         killer.start()
-        sums = Accumulation(root, address=cluster.scheduler_address).sums(stage, {"a": folds(10)}, checkpoint="run")
+        places = Accumulation(root, address=cluster.scheduler_address).keep(stage, {"a": folds(10)}, "run")
         killer.join()
     assert len(victims) == 1
     workers = {p.name.split("-")[2] for p in made.iterdir()}
     assert len(workers) > 1
-    np.testing.assert_array_equal(sums["a"], Accumulation(root).sums(Noise(str(made)), {"a": folds(10)})["a"])
+    assert len(places["a"]) == 10
+    np.testing.assert_allclose(kept(root, places["a"]), expected(10), atol=2e-6)

@@ -12,6 +12,7 @@ import pytest
 from cryoseg_dist.errors import StageFailedError
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
 from cryoseg_dist.runtime.dask_on_ray import places, vacant
+from cryoseg_dist.runtime.folds import partials_name
 from cryoseg_dist.store.ledger import Mark
 from cryoseg_dist.store.project import Project
 from tests.runtime.engine_stages import Noise, folds
@@ -59,17 +60,21 @@ def test_a_killed_worker_is_replaced_and_the_sums_are_those_of_threads(ray_sessi
 
         killer = threading.Thread(target=kill_one)
         killer.start()
-        sums = accumulate.sums(Noise(str(made), seconds=0.2), groups, checkpoint="run", on_fold=told.append)
+        places = accumulate.keep(Noise(str(made), seconds=0.2), groups, "run", on_fold=told.append)
         killer.join()
         deadline = time.monotonic() + 60
         while (victims[0] in (now := dask.processes()) or len(now) < 2) and time.monotonic() < deadline:
             time.sleep(0.2)
         assert len(now) == 2
         assert victims[0] not in now
-        again = accumulate.sums(Noise(str(made)), groups, checkpoint="run", on_fold=told.append)
+        again = accumulate.keep(Noise(str(made)), groups, "run", on_fold=told.append)
+        sums = accumulate.sums(Noise(str(made)), groups)
+    assert again == places
+    project = Project(root)
+    every = project.read(project.whole(partials_name("run"))).astype(np.float64)
     for name in groups:
         np.testing.assert_array_equal(sums[name], threads[name])
-        np.testing.assert_array_equal(again[name], threads[name])
+        np.testing.assert_allclose(every[list(places[name])].sum(axis=0), threads[name], atol=2e-6)
     # Each fold is told of and marked once, though the dead worker's were made again.
     assert sorted(mark.key for mark in told) == sorted(unit.key for units in groups.values() for unit in units)
     assert len(Project(root).ledger_path("run").read_bytes().splitlines()) == 15

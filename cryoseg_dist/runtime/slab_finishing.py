@@ -1,0 +1,228 @@
+"""From kept partial sums to maps, slab by slab through the store: no process holds a padded volume.
+
+Each step is a set of tasks that read some planes and write whole shards of the next array:
+
+1. ``sums``: partial sums added in the order of the folds, in double precision; the plane x = 0 also by itself, for Friedel mates lie
+   in other slabs.
+2. ``complete``, with symmetry: planes gather from those planes of the sums that the point group turns into them. Views are not
+   expanded instead, for that would insert every image once for each operator, and insertion is what takes the time.
+3. ``lines``: weights divided out, transformed and cropped along y, which lies within a slab.
+4. ``maps``: stretches of y read across all slabs, transformed and cropped along z and, from complex to real and so last, along x.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cryoseg_dist.kernels.finishing import Division, central_lines, division, shell_sums
+from cryoseg_dist.kernels.slices import gridding_line
+from cryoseg_dist.kernels.symmetrisation import gather, reach
+from cryoseg_dist.schema.work import ArraySpec, Region
+from cryoseg_dist.store.project import Project
+
+# Bytes of a shard, which is what a task takes at once.
+SLAB_BYTES = 32 << 20
+SUM_DIMS = ("group", "z", "y", "x", "part")
+
+Tasks = Sequence[Callable[[], Any]]
+
+
+def slab_planes(shape: Sequence[int]) -> int:
+    """Planes of a slab of an accumulator of that shape."""
+    return max(1, min(SLAB_BYTES // (4 * int(np.prod(shape[1:]))), -(-shape[0] // 8)))
+
+
+def cuts(extent: int, width: int) -> list[slice]:
+    """Stretches of at most ``width``."""
+    return [slice(low, min(low + width, extent)) for low in range(0, extent, width)]
+
+
+@dataclass(frozen=True)
+class SlabFinishing:
+    """The end of a reconstruction.
+
+    Attributes
+    ----------
+    project : Project
+    run : str
+        Run id under which arrays are made.
+    size, padding : int
+        Box in pixels, and its oversampling.
+    operators : Tensor, shape (s, 3, 3)
+        The point group.
+    folds : Mapping of str to tuple of int
+        For each group, places of its partial sums in the array ``partials``.
+    partials : str
+    max_shell : float, optional
+    """
+
+    project: Project
+    run: str
+    size: int
+    padding: int
+    operators: Tensor
+    folds: Mapping[str, tuple[int, ...]]
+    partials: str
+    max_shell: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Extent of an accumulator."""
+        m = self.size * self.padding
+        return (m, m, m // 2 + 1, 3)
+
+    @property
+    def slabs(self) -> list[slice]:
+        """Planes of each slab."""
+        return cuts(self.shape[0], slab_planes(self.shape))
+
+    @property
+    def columns(self) -> list[slice]:
+        """Stretches of y of the transposed lines."""
+        line = 8 * self.shape[0] * self.shape[2]
+        return cuts(self.size, max(1, min(SLAB_BYTES // line, -(-self.size // 8))))
+
+    def create(self, n_maps: int, attributes: Mapping[str, Any]) -> None:
+        """Make the arrays."""
+        m, _, width, _ = self.shape
+        n, planes, columns = len(self.folds), slab_planes(self.shape), self.columns[0].stop
+        slab = (1, planes, m, width, 3)
+        for name in ("sums", "complete") if len(self.operators) > 1 else ("sums",):
+            self._create(name, (n, *self.shape), SUM_DIMS, "float32", slab)
+        self._create("edges", (n, m, m, 3), ("group", "z", "y", "part"), "float32", (1, planes, m, 3))
+        lines = (1, planes, columns, width)
+        self._create("lines", (n_maps, m, self.size, width), ("map", "z", "y", "x"), "complex64", lines)
+        maps, block = (n_maps, *(self.size,) * 3), (1, self.size, columns, self.size)
+        self._create("maps", maps, ("map", "z", "y", "x"), "float32", block, attributes)
+
+    def remove(self) -> None:
+        """Remove what only led to the maps."""
+        for name in ("sums", "complete", "edges", "lines"):
+            self.project.remove(self._name(name))
+
+    def total_tasks(self) -> Tasks:
+        """Step 1."""
+        return [partial(self._total, g, some) for g in range(len(self.folds)) for some in self.slabs]
+
+    def weight_tasks(self, group: int) -> Tasks:
+        """Step 2 of a group; each task gives weights and voxels by shell."""
+        return [partial(self._complete, group, some) for some in self.slabs]
+
+    def line_tasks(self, into: int, groups: Sequence[int], mean: Tensor, shrinkage: Tensor | None = None) -> Tasks:
+        """Step 3 of the map of some groups together."""
+        divide = division(mean, self.size, padding=self.padding, shrinkage=shrinkage, max_shell=self.max_shell)
+        return [partial(self._lines, into, tuple(groups), divide, some) for some in self.slabs]
+
+    def map_tasks(self, into: int) -> Tasks:
+        """Step 4."""
+        return [partial(self._map, into, some) for some in self.columns]
+
+    def read_total(self, group: int) -> np.ndarray:
+        """The whole sum of a group, after step 1."""
+        return self.project.read(self._slab(self._name("sums"), group, slice(0, self.shape[0])))[0]
+
+    def _name(self, array: str) -> str:
+        return f"{self.run}/{array}"
+
+    def _create(
+        self,
+        array: str,
+        shape: tuple[int, ...],
+        dims: tuple[str, ...],
+        dtype: str,
+        shard: tuple[int, ...],
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        spec = ArraySpec(self._name(array), shape, dims, dtype, shard, shard, attributes=attributes or {})
+        self.project.create(spec)
+
+    def _region(self, array: str, index: int, planes: slice, *others: slice | int) -> Region:
+        """Planes of an array's item; ``others`` are the further axes, as stretches or whole."""
+        ends = [slice(0, o) if isinstance(o, int) else o for o in others]
+        start = (index, planes.start, *(e.start for e in ends))
+        return Region(array, start, (index + 1, planes.stop, *(e.stop for e in ends)))
+
+    def _slab(self, array: str, index: int, planes: slice) -> Region:
+        return self._region(array, index, planes, *self.shape[1:])
+
+    def _total(self, group: int, planes: slice) -> None:
+        name = list(self.folds)[group]
+        total = np.zeros((planes.stop - planes.start, *self.shape[1:]), dtype=np.float64)
+        for fold in self.folds[name]:
+            total += self.project.read(self._slab(self.partials, fold, planes))[0]
+        out = total.astype(np.float32)
+        self.project.write(self._slab(self._name("sums"), group, planes), out[None])
+        edge = self._region(self._name("edges"), group, planes, self.shape[1], 3)
+        self.project.write(edge, np.ascontiguousarray(out[:, :, 0])[None])
+
+    def _with_mates(self, group: int, planes: slice) -> np.ndarray:
+        """A slab of the sums whose plane x = 0 is completed."""
+        m = self.shape[0]
+        slab = self.project.read(self._slab(self._name("sums"), group, planes))[0]
+        mirrored = (m - np.arange(planes.start, planes.stop)) % m
+        low, high = int(mirrored.min()), int(mirrored.max()) + 1
+        if planes.start == 0:
+            # Plane 0 is its own mirror image; the others lie at the end.
+            rest = mirrored[1:]
+            low, high = (int(rest.min()), m) if len(rest) else (m, m)
+        edges = (
+            self.project.read(self._region(self._name("edges"), group, slice(low, high), m, 3))[0]
+            if high > low
+            else None
+        )
+        flipped = (m - np.arange(m)) % m
+        sign = np.array((1.0, -1.0, 1.0), dtype=np.float32)
+        mates = np.empty((len(mirrored), m, 3), dtype=np.float32)
+        for i, z in enumerate(mirrored):
+            source = slab[0, :, 0] if z == 0 else edges[z - low]  # type: ignore[index]
+            mates[i] = source[flipped] * sign
+        slab[:, :, 0] += mates
+        return slab
+
+    def _completed(self, group: int, planes: slice) -> np.ndarray:
+        if len(self.operators) == 1:
+            return self._with_mates(group, planes)
+        return self.project.read(self._slab(self._name("complete"), group, planes))[0]
+
+    def _complete(self, group: int, planes: slice) -> tuple[np.ndarray, np.ndarray]:
+        if len(self.operators) == 1:
+            return shell_sums(self._with_mates(group, planes), planes.start)
+        radius = self.size / 2
+        out = np.zeros((planes.stop - planes.start, *self.shape[1:]), dtype=np.float32)
+        wanted = reach(planes.start, planes.stop, self.shape[0], self.operators, radius, self.padding)
+        for source in self.slabs:
+            if np.isin(np.arange(source.start, source.stop), wanted).any():
+                numbers = np.arange(source.start, source.stop)
+                held = self._with_mates(group, source)
+                gather(held, numbers, out, planes.start, self.operators, radius, self.padding)
+        self.project.write(self._slab(self._name("complete"), group, planes), out[None])
+        return shell_sums(out, planes.start)
+
+    def _lines(self, into: int, groups: tuple[int, ...], divide: Division, planes: slice) -> None:
+        total = self._completed(groups[0], planes)
+        for group in groups[1:]:
+            total += self._completed(group, planes)
+        lines = central_lines(torch.from_numpy(divide(total, planes.start)), self.size, 1, self.shape[0]).numpy()
+        region = self._region(self._name("lines"), into, planes, self.size, self.shape[2])
+        self.project.write(region, np.ascontiguousarray(lines)[None])
+
+    def _map(self, into: int, columns: slice) -> None:
+        m, width = self.shape[0], self.shape[2]
+        read = self._region(self._name("lines"), into, slice(0, m), columns, width)
+        lines = central_lines(torch.from_numpy(self.project.read(read)[0]), self.size, 0, m)
+        values = central_lines(lines, self.size, 2, m)
+        profile = gridding_line(self.size, self.padding)
+        values /= (profile[:, None, None] * profile[columns][None, :, None] * profile[None, None, :]).float()
+        written = self._region(self._name("maps"), into, slice(0, self.size), columns, self.size)
+        self.project.write(written, values.numpy()[None])
+
+
+def mean_by_shell(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Tensor:
+    """Mean weight by shell from what step 2 gives."""
+    total, count = (np.sum([part[i] for part in parts], axis=0) for i in (0, 1))
+    return torch.from_numpy(total / count)

@@ -1,0 +1,117 @@
+"""Peak memory and time of the end of a reconstruction: whole volumes in memory beside slabs through the store.
+
+    python tests/benchmarks/finish_memory.py --scratch DIR --size 192 --padding 2 --symmetry C1
+
+Each way runs in a process of its own on the same two sums; their maps are compared.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cryoseg_dist.kernels.finishing import finish
+from cryoseg_dist.kernels.symmetry import operators
+from cryoseg_dist.runtime.dask_accumulation import Accumulation
+from cryoseg_dist.runtime.folds import partials_name
+from cryoseg_dist.runtime.slab_finishing import SlabFinishing, cuts, mean_by_shell, slab_planes
+from cryoseg_dist.schema.work import ArraySpec, Region
+from cryoseg_dist.stages.reconstruct import complete
+from cryoseg_dist.store.project import Project
+
+RUN = "reconstruct-benchmark"
+
+
+def peak() -> int:
+    """Peak resident memory of this process in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def simulate(project: Project, size: int, padding: int) -> None:
+    """Two partial sums, written slab by slab."""
+    m = size * padding
+    shape = (m, m, m // 2 + 1, 3)
+    shard = (1, slab_planes(shape), *shape[1:])
+    dims = ("fold", "z", "y", "x", "part")
+    project.create(ArraySpec(partials_name(RUN), (2, *shape), dims, "float32", shard, shard))
+    rng = np.random.default_rng(0)
+    for fold in (0, 1):
+        for rows in cuts(m, slab_planes(shape)):
+            values = rng.random((1, rows.stop - rows.start, *shape[1:]), dtype=np.float32) + 0.1
+            start, stop = (fold, rows.start, 0, 0, 0), (fold + 1, rows.stop, *shape[1:])
+            project.write(Region(partials_name(RUN), start, stop), values)
+
+
+def in_memory(project: Project, size: int, padding: int, symmetry: str) -> np.ndarray:
+    """The maps of whole volumes."""
+    totals = []
+    for fold in (0, 1):
+        shape = project.shape(partials_name(RUN))
+        region = Region(partials_name(RUN), (fold, 0, 0, 0, 0), (fold + 1, *shape[1:]))
+        totals.append(complete(project.read(region)[0], symmetry, size, padding))
+    maps = [finish(t, size, padding=padding) for t in totals]
+    maps.append(finish(totals[0] + totals[1], size, padding=padding, shrinkage=torch.ones(size // 2 + 1)))
+    return torch.stack(maps).numpy()
+
+
+def by_slabs(project: Project, size: int, padding: int, symmetry: str, workers: int) -> np.ndarray:
+    """The same, slab by slab."""
+    folds = {"half1": (0,), "half2": (1,)}
+    slabs = SlabFinishing(project, RUN, size, padding, operators(symmetry), folds, partials_name(RUN))
+    slabs.create(3, {})
+    run = Accumulation(project.root, workers=workers).run
+    run(slabs.total_tasks())
+    means = [mean_by_shell(run(slabs.weight_tasks(g))) for g in (0, 1)]
+    for into, groups, mean in ((0, (0,), means[0]), (1, (1,), means[1]), (2, (0, 1), means[0] + means[1])):
+        run(slabs.line_tasks(into, groups, mean, torch.ones(size // 2 + 1) if into == 2 else None))
+        run(slabs.map_tasks(into))
+    slabs.remove()
+    return project.read(project.whole(f"{RUN}/maps"))
+
+
+def main() -> None:
+    """Simulate, run both, compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--padding", type=int, default=2)
+    parser.add_argument("--symmetry", default="C1")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--way", choices=("memory", "slabs"))
+    given = parser.parse_args()
+    root = given.scratch / "finish"
+    if given.way is not None:
+        torch.set_num_threads(given.workers)
+        project, before, started = Project(root), peak(), time.perf_counter()
+        if given.way == "memory":
+            maps = in_memory(project, given.size, given.padding, given.symmetry)
+        else:
+            torch.set_num_threads(1)
+            maps = by_slabs(project, given.size, given.padding, given.symmetry, given.workers)
+        print(
+            f"{given.way}: {time.perf_counter() - started:.1f} s, {(peak() - before) / 2**20:.0f} MiB beyond the process"
+        )
+        np.save(root / f"{given.way}.npy", maps)
+        return
+    try:
+        simulate(Project(root, create=True), given.size, given.padding)
+        for way in ("memory", "slabs"):
+            subprocess.run([sys.executable, *sys.argv, "--way", way], check=True)
+        one, other = (np.load(root / f"{way}.npy") for way in ("memory", "slabs"))
+        worst = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(one, other, strict=True))
+        print(f"largest difference {worst:.2e} of the largest value")
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

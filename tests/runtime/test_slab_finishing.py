@@ -1,0 +1,87 @@
+"""Maps made slab by slab through the store are those made in memory."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cryoseg_dist.kernels.accumulator import enforce_friedel
+from cryoseg_dist.kernels.finishing import finish
+from cryoseg_dist.kernels.symmetrisation import reach, symmetrise
+from cryoseg_dist.kernels.symmetry import operators
+from cryoseg_dist.runtime import slab_finishing
+from cryoseg_dist.runtime.dask_accumulation import Accumulation
+from cryoseg_dist.runtime.slab_finishing import SlabFinishing, mean_by_shell
+from cryoseg_dist.schema.work import ArraySpec
+from cryoseg_dist.store.project import Project
+
+
+def partial_sums(n_folds: int, m: int) -> np.ndarray:
+    out = np.random.default_rng(m).normal(size=(n_folds, m, m, m // 2 + 1, 3)).astype(np.float32)
+    out[..., 2] = np.abs(out[..., 2]) + 0.5
+    return out
+
+
+@pytest.mark.parametrize(
+    ("symmetry", "size", "padding", "max_shell", "planes"),
+    [
+        ("C1", 12, 2, None, 5),
+        ("C1", 9, 1, 3.5, 1),
+        ("C3", 11, 2, None, 7),
+        ("D2", 10, 2, None, 3),
+        ("O", 12, 2, 4.0, 4),
+    ],
+)
+def test_slabs_give_the_maps_of_whole_volumes(
+    symmetry: str,
+    size: int,
+    padding: int,
+    max_shell: float | None,
+    planes: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    m, group = size * padding, operators(symmetry)
+    folds = partial_sums(5, m)
+    monkeypatch.setattr(slab_finishing, "SLAB_BYTES", planes * 12 * m * (m // 2 + 1))
+    project = Project(tmp_path / "P", create=True)
+    shard = (1, *folds.shape[1:])
+    dims = ("fold", "z", "y", "x", "part")
+    project.create(ArraySpec("run/folds", folds.shape, dims, "float32", shard, shard))
+    project.write(project.whole("run/folds"), folds)
+    # Fold 2 was set aside.
+    places = {"half1": (0, 3), "half2": (1, 4)}
+    slabs = SlabFinishing(project, "run", size, padding, group, places, "run/folds", max_shell)
+    assert len(slabs.slabs) > 1
+    slabs.create(3, {})
+    run = Accumulation(project.root, workers=2).run
+    run(slabs.total_tasks())
+    means = [mean_by_shell(run(slabs.weight_tasks(g))) for g in (0, 1)]
+    ratio = torch.linspace(0.0, 3.0, size // 2 + 1)
+    for into, (groups, mean, drawn) in enumerate(
+        (((0,), means[0], None), ((1,), means[1], None), ((0, 1), means[0] + means[1], ratio))
+    ):
+        run(slabs.line_tasks(into, groups, mean, drawn))
+        run(slabs.map_tasks(into))
+    maps = project.read(project.whole("run/maps"))
+    totals = []
+    for some in places.values():
+        total = enforce_friedel(torch.from_numpy(folds[list(some)].sum(axis=0, dtype=np.float64).astype(np.float32)))
+        totals.append(symmetrise(total, group, size / 2, padding))
+    wanted = [finish(t, size, padding=padding, max_shell=max_shell) for t in totals]
+    wanted.append(finish(totals[0] + totals[1], size, padding=padding, max_shell=max_shell, shrinkage=ratio))
+    for got, whole in zip(maps, wanted, strict=True):
+        np.testing.assert_allclose(got, whole.numpy(), rtol=0, atol=1e-6 * float(whole.abs().max()))
+    slabs.remove()
+    assert project.array_names() == ["run/folds", "run/maps"]
+
+
+def test_planes_that_symmetry_turns_into_a_slab_are_few_where_they_can_be() -> None:
+    # Rotations about z leave planes where they are, those of D2 mirror them.
+    for symmetry, most in (("C4", 2 * 3 + 8), ("D2", 2 * 3 + 8)):
+        wanted = reach(20, 23, 64, operators(symmetry), 16, 2)
+        assert {20, 21, 22} <= set(wanted)
+        assert len(wanted) <= most
+    assert len(reach(0, 3, 64, operators("O"), 16, 2)) == 64
+    assert len(reach(31, 32, 64, operators("C1"), 4, 2)) == 0
