@@ -43,6 +43,9 @@ def plan_folds(
     out: dict[str, list[Unit]] = {}
     for group, rows in groups.items():
         out[group] = folds = []
+        if particles.array is not None:
+            # Neighbours in the array are read as one stretch.
+            rows = rows[np.argsort(particles.table["store_index"].to_numpy()[rows], kind="stable")]
         for number, members in enumerate(
             np.array_split(rows, min(len(rows), max(n_folds, -(-len(rows) // FOLD_IMAGES))))
         ):
