@@ -160,7 +160,16 @@ class Accumulation:
         with _told_in_one_line():
             if client is None:
                 return list(dask.compute(*calls, scheduler="threads", num_workers=self.workers))
-            return list(client.gather(client.compute(list(calls))))
+            from distributed import as_completed
+
+            futures = client.compute(list(calls))
+            place = {future.key: i for i, future in enumerate(futures)}
+            out: list[Any] = [None] * len(futures)
+            for future in as_completed(futures):
+                out[place[future.key]] = future.result()
+                # Else it would be computed again, were its worker to die later.
+                future.release()
+            return out
 
     def _delayed(self, fold: Fold, tell: Teller, run: str) -> Delayed:
         # A partial, so that Dask does not look for collections in thousands of poses.
