@@ -11,9 +11,12 @@ from cryoseg_dist.runtime.memory import (
     PROCESS,
     available_bytes,
     finishing_bytes,
+    folding_bytes,
     padded_bytes,
     plan_memory,
+    plan_slabs,
     scoring_bytes,
+    slab_finishing_bytes,
     summing_bytes,
 )
 
@@ -83,3 +86,15 @@ def test_finishing_takes_no_more_than_planned() -> None:
     taken, planned = int(run.stdout), finishing_bytes(size, 2, groups=2) - PROCESS
     # Compiled kernels come on top, which PROCESS holds.
     assert 0.6 * planned < taken < planned + 0.5 * PROCESS, (taken, planned)
+
+
+def test_a_reconstruction_ends_without_a_padded_volume() -> None:
+    one = padded_bytes(1024, 2, 12)
+    assert slab_finishing_bytes(1024, 2, threads=8) < one
+    assert one < folding_bytes(1024, 2, threads=1) < 1.1 * one
+    assert plan_slabs(256, 2, threads=8, available=64 * GIB).threads == 8
+    assert plan_slabs(256, 2, threads=8, available=3 * GIB).threads == 3
+    with pytest.raises(SettingsError, match=r"memory: expected at most 21\.0 GiB, got \d+\.\d for a box of 1024 px"):
+        plan_slabs(1024, 2, threads=8, available=21 * GIB)
+    # Without oversampling it fits the same machine.
+    assert plan_slabs(1024, 1, threads=8, available=48 * GIB).threads >= 1
