@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cryoseg_dist.kernels.finishing import central_cube, shell_weights
 from cryoseg_dist.kernels.fourier import shells
-from cryoseg_dist.kernels.slices import gridding_profile
+from cryoseg_dist.kernels.interpolation import gridding_profile
 
 # Weights of the preconditioner below this share of their shell's mean are raised to it.
 _LEAST_SHARE = 1e-3

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryoseg_dist.kernels.slices import gridding_profile
+from cryoseg_dist.kernels.interpolation import Interpolation, gridding_profile
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def finish(
     regularisation: Tensor | None = None,
     shrinkage: Tensor | None = None,
     max_shell: float | None = None,
+    interpolation: Interpolation = Interpolation.TRILINEAR,
 ) -> Tensor:
     """The map of an accumulator: divide by the weights, transform back, correct for the interpolation.
 
@@ -72,6 +73,8 @@ def finish(
         Draws the weights ``w`` of a shell towards their mean, ``(w + s mean) / (1 + s)``.
     max_shell : float, optional
         Frequencies beyond this radius are zero; the inscribed sphere when not given.
+    interpolation : Interpolation
+        That the slices were inserted with.
 
     Returns
     -------
@@ -90,7 +93,8 @@ def finish(
         max_shell=max_shell,
     )
     spectrum = torch.from_numpy(by_shell(accumulator.cpu().contiguous().numpy(), 0))
-    return central_cube(spectrum.to(accumulator.device), size) / gridding_profile(size, padding, accumulator.device)
+    profile = gridding_profile(size, padding, accumulator.device, interpolation)
+    return central_cube(spectrum.to(accumulator.device), size) / profile
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)

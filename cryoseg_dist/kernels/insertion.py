@@ -5,6 +5,7 @@ from torch import Tensor
 
 from cryoseg_dist.kernels.insertion_numba import insert_numba
 from cryoseg_dist.kernels.insertion_torch import insert_torch
+from cryoseg_dist.kernels.interpolation import Interpolation
 from cryoseg_dist.kernels.triton_support import has_triton
 
 
@@ -21,8 +22,11 @@ def insert(
     padding: int = 2,
     pose_image: Tensor | None = None,
     pose_weight: Tensor | None = None,
+    interpolation: Interpolation = Interpolation.TRILINEAR,
+    curvature: float = 0.0,
+    threads: int = 1,
 ) -> None:
-    """Add central slices to an accumulator, in place, by trilinear scattering.
+    """Add central slices to an accumulator, in place.
 
     Parameters
     ----------
@@ -43,12 +47,25 @@ def insert(
         Image of each pose; image ``i`` has pose ``i`` when not given.
     pose_weight : Tensor, float32, shape (q,), optional
         Posterior weight of each pose, one when not given.
+    interpolation : Interpolation
+        How a pixel is spread over voxels. On the processor; trilinear elsewhere.
+    curvature : float
+        Of the Ewald sphere, see :func:`~cryoseg_dist.kernels.ewald.curvature`: pixels lie this times the square of their radius along
+        the viewing direction. On the processor; flat elsewhere.
+    threads : int
+        On the processor: they share the accumulator.
     """
     q = rotations.shape[0]
     device = accumulator.device
     which = torch.arange(q, device=device) if pose_image is None else pose_image
     share = torch.ones(q, device=device) if pose_weight is None else pose_weight
-    run = insert_numba if device.type == "cpu" else insert_torch
+    if device.type == "cpu":
+        poses = (which, rotations, shifts_px, share)
+        insert_numba(accumulator, images, weights, *poses, ky, kx, size, padding, interpolation, curvature, threads)
+        return
+    if interpolation is not Interpolation.TRILINEAR or curvature:
+        raise ValueError(f"insert: expected trilinear, flat slices on {device}, got {interpolation}, {curvature}.")
+    run = insert_torch
     if has_triton(device):
         from cryoseg_dist.kernels.insertion_triton import insert_triton as run
     run(accumulator, images, weights, which, rotations, shifts_px, share, ky, kx, size, padding)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cryoseg_dist.kernels.fourier import to_fourier
+from cryoseg_dist.kernels.interpolation import gridding_profile
 from cryoseg_dist.kernels.triton_support import has_triton
 
 
@@ -19,21 +20,6 @@ def pad_volume(volume: Tensor, padding: int) -> Tensor:
     out = volume.new_zeros((m, m, m))
     out[before : before + n, before : before + n, before : before + n] = volume
     return out
-
-
-def gridding_profile(size: int, padding: int, device: torch.device | str = "cpu") -> Tensor:
-    """What trilinear interpolation in a padded transform multiplies real space with, ``sinc(r / (padding n))^2``.
-
-    The separable transform of the interpolation kernel, shape (size, size, size).
-    """
-    s = gridding_line(size, padding, device)
-    return (s[:, None, None] * s[None, :, None] * s[None, None, :]).to(torch.float32)
-
-
-def gridding_line(size: int, padding: int, device: torch.device | str = "cpu") -> Tensor:
-    """One axis of :func:`gridding_profile`, float64, shape (size,)."""
-    x = (torch.arange(size, device=device, dtype=torch.float64) - size // 2) / (padding * size)
-    return torch.sinc(x).square()
 
 
 def prepare_volume(volume: Tensor, padding: int = 2) -> Tensor:
@@ -77,6 +63,24 @@ def disc_pixels(size: int, max_shell: float, device: torch.device | str = "cpu")
     ky, kx = ky[keep], kx[keep]
     order = torch.argsort(ky * ky + kx * kx, stable=True)
     return ky[order], kx[order]
+
+
+def by_rows(ky: Tensor, kx: Tensor) -> Tensor:
+    """The order of pixels in which neighbours in memory follow one another."""
+    return torch.argsort(ky * (kx.max() + 2) + kx, stable=True)
+
+
+def pixel_rows(ky: Tensor, kx: Tensor) -> np.ndarray:
+    """Stretches of pixels, put :func:`by_rows`, whose ``kx`` rises by one.
+
+    Returns
+    -------
+    ndarray, int64, shape (rows, 4)
+        ``ky``, first ``kx``, first pixel, how many.
+    """
+    y, x = ky.cpu().numpy(), kx.cpu().numpy()
+    begin = np.flatnonzero(np.r_[True, (np.diff(y) != 0) | (np.diff(x) != 1)])
+    return np.stack((y[begin], x[begin], begin, np.diff(np.r_[begin, len(y)])), axis=1)
 
 
 def take_pixels(spectra: Tensor, ky: Tensor, kx: Tensor) -> Tensor:

@@ -7,9 +7,7 @@ from cryoseg_dist.kernels.fourier import to_fourier
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import take_pixels
 from cryoseg_dist.kernels.triton_support import has_triton
-
-# Images transformed at once on a processor: few, for its cache.
-TRANSFORMED = 32
+from cryoseg_dist.kernels.weighing_numba import weigh_numba
 
 
 def weigh(
@@ -39,12 +37,14 @@ def weigh(
 
         spectra = torch.fft.rfft2(images.to(torch.float32))
         return weigh_triton(spectra, microscope, columns, inverse_noise, ky, kx, images.shape[-1])
-    data = torch.empty((len(images), len(ky)), dtype=torch.complex64, device=images.device)
-    weights = torch.empty((len(images), len(ky)), device=images.device)
-    for first in range(0, len(images), TRANSFORMED):
-        rows = slice(first, first + TRANSFORMED)
-        x = take_pixels(to_fourier(images[rows].to(torch.float32)), ky, kx)
-        c, x = microscope.ctf(columns[rows]), microscope.in_phase(x, columns[rows])
-        torch.mul(x, c * inverse_noise, out=data[rows])
-        torch.mul(c, c * inverse_noise, out=weights[rows])
-    return data, weights
+    if images.device.type == "cpu":
+        return weigh_numba(images, microscope, columns, inverse_noise, ky, kx)
+    return weigh_torch(images, microscope, columns, inverse_noise, ky, kx)
+
+
+def weigh_torch(
+    images: Tensor, microscope: Microscope, columns: Tensor, inverse_noise: Tensor, ky: Tensor, kx: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same with tensor operations: portable, the reference of faster kernels."""
+    x, c = take_pixels(to_fourier(images.to(torch.float32)), ky, kx), microscope.ctf(columns)
+    return microscope.in_phase(x, columns) * (c * inverse_noise), c * (c * inverse_noise)

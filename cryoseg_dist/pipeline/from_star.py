@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cryoseg_dist.errors import BadInputError, SettingsError
+from cryoseg_dist.kernels.interpolation import Interpolation
 from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.pipeline import export
 from cryoseg_dist.pipeline.maps import Refined, half_sets_of, read_map, reference_map, run_refine
@@ -103,8 +104,12 @@ def run_reconstruct(
     half = half_sets_of(particles, s.refine.seed)
     if s.reconstruct.solver == "cg" and padding < 2:
         raise SettingsError([f"reconstruct.padding: expected 2 or more for the solver cg, got {padding}."])
+    if s.reconstruct.solver == "cg" and s.reconstruct.interpolation is not Interpolation.TRILINEAR:
+        raise SettingsError(["reconstruct.interpolation: expected trilinear for the solver cg, got kaiser_bessel."])
     config: dict[str, Any] = {
         "padding": padding,
+        "interpolation": s.reconstruct.interpolation,
+        "ewald": s.reconstruct.ewald,
         "max_shell": max_shell,
         "seed": s.refine.seed,
         "symmetry": s.particle.symmetry,
@@ -160,10 +165,26 @@ def _sum_up(
             )
         )
 
-    stage = FoldStage(particles.microscope, size, padding, max_shell=max_shell)
+    stage = FoldStage(
+        particles.microscope,
+        size,
+        padding,
+        max_shell=max_shell,
+        interpolation=settings.interpolation,
+        ewald=settings.ewald,
+        diameter=particles.diameter,
+    )
     kept = accumulate.keep(stage, groups, run, on_fold=tell)
     finishing = SlabFinishing(
-        session.project, run, size, padding, operators(s.particle.symmetry), kept, partials_name(run), max_shell
+        session.project,
+        run,
+        size,
+        padding,
+        operators(s.particle.symmetry),
+        kept,
+        partials_name(run),
+        max_shell,
+        settings.interpolation,
     )
     solver: dict[str, Any]
     if settings.solver == "direct":

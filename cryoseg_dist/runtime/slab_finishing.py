@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cryoseg_dist.kernels.finishing import Division, central_lines, division, shell_sums
-from cryoseg_dist.kernels.slices import gridding_line
+from cryoseg_dist.kernels.interpolation import Interpolation, gridding_line
 from cryoseg_dist.kernels.symmetrisation import gather, reach
 from cryoseg_dist.schema.work import ArraySpec, Region
 from cryoseg_dist.store.project import Project
@@ -59,6 +59,8 @@ class SlabFinishing:
         For each group, places of its partial sums in the array ``partials``.
     partials : str
     max_shell : float, optional
+    interpolation : Interpolation
+        That the slices were inserted with.
     """
 
     project: Project
@@ -69,6 +71,7 @@ class SlabFinishing:
     folds: Mapping[str, tuple[int, ...]]
     partials: str
     max_shell: float | None = None
+    interpolation: Interpolation = Interpolation.TRILINEAR
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -216,7 +219,7 @@ class SlabFinishing:
         read = self._region(self._name("lines"), into, slice(0, m), columns, width)
         lines = central_lines(torch.from_numpy(self.project.read(read)[0]), self.size, 0, m)
         values = central_lines(lines, self.size, 2, m)
-        profile = gridding_line(self.size, self.padding)
+        profile = gridding_line(self.size, self.padding, interpolation=self.interpolation)
         values /= (profile[:, None, None] * profile[columns][None, :, None] * profile[None, None, :]).float()
         written = self._region(self._name("maps"), into, slice(0, self.size), columns, self.size)
         self.project.write(written, values.numpy()[None])

@@ -1,8 +1,9 @@
 """Folds of particles into Fourier space: the maximisation step of refinement and `cryoseg reconstruct`."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +14,12 @@ from torch import Tensor
 from cryoseg_dist.kernels.accumulator import empty_accumulator, enforce_friedel
 from cryoseg_dist.kernels.conjugate_gradient import NormalEquations, Solution, solve
 from cryoseg_dist.kernels.coverage import Coverage, place_of
+from cryoseg_dist.kernels.ewald import curvature, weigh_sheets
 from cryoseg_dist.kernels.finishing import finish, shell_weights
 from cryoseg_dist.kernels.insertion import insert
+from cryoseg_dist.kernels.interpolation import Interpolation
 from cryoseg_dist.kernels.microscope import Microscope
-from cryoseg_dist.kernels.slices import disc_pixels
+from cryoseg_dist.kernels.slices import by_rows, disc_pixels
 from cryoseg_dist.kernels.so3 import euler_to_matrix
 from cryoseg_dist.kernels.staging import Staging
 from cryoseg_dist.kernels.symmetrisation import symmetrise
@@ -25,9 +28,21 @@ from cryoseg_dist.kernels.weighing import weigh
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.schema.work import Read, Unit
+from cryoseg_dist.stages.fold_parts import batches, parts_of
 
-# Images inserted at once: enough that insertion can order their pixels, and more so that a GPU finds its cache warm.
-INSERTED, GPU_BYTES = 256, 2**30
+# Pixels inserted at once: many, for each time the whole volume passes through the processor's cache; bytes of images at once on a GPU.
+PIXELS_AT_ONCE, GPU_BYTES = 1 << 23, 2**30
+
+
+class EwaldSphere(StrEnum):
+    """Curvature of what an image holds of Fourier space."""
+
+    FLAT = "flat"
+    """A central slice: particles are thin."""
+    POSITIVE = "positive"
+    """Defocus grows along the viewing direction."""
+    NEGATIVE = "negative"
+    """Defocus falls along the viewing direction."""
 
 
 class ReconstructSettings(Settings):
@@ -35,6 +50,12 @@ class ReconstructSettings(Settings):
 
     padding: int = Field(default=2, ge=1, le=4)
     """Oversampling of Fourier space."""
+    interpolation: Interpolation = Interpolation.TRILINEAR
+    """How `cryoseg reconstruct` spreads Fourier pixels over voxels: `trilinear`, or `kaiser_bessel`, which takes longer and loses less with
+    `padding = 1`."""
+    ewald: EwaldSphere = EwaldSphere.FLAT
+    """Ewald-sphere correction of `cryoseg reconstruct` for thick particles at high resolution. Handedness and microscope decide between
+    `positive` and `negative`: try both, the better resolution is right."""
     solver: Literal["direct", "cg"] = "direct"
     """How `cryoseg reconstruct` makes maps of its sums: division voxel by voxel, or conjugate gradients within the particle's sphere
     or `support`."""
@@ -80,6 +101,12 @@ class FoldStage:
         Noise variance by half set and shell that slices are weighted with.
     max_shell : float, optional
         Fourier pixels beyond this radius are left out; the inscribed circle when not given.
+    threads : int
+        That add to the sum of one fold on a processor.
+    interpolation : Interpolation
+    ewald : EwaldSphere
+    diameter : float
+        Of the particle, A; needed where the Ewald sphere is curved.
     """
 
     optics: Optics | tuple[Optics, ...]
@@ -87,6 +114,10 @@ class FoldStage:
     padding: int = 2
     noise: np.ndarray | None = None
     max_shell: float | None = None
+    threads: int = 1
+    interpolation: Interpolation = Interpolation.TRILINEAR
+    ewald: EwaldSphere = EwaldSphere.FLAT
+    diameter: float = 0.0
 
     @property
     def name(self) -> str:
@@ -120,60 +151,57 @@ class FoldStage:
 
     def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sum over one fold, float32, of ``partial_shape``."""
-        device = _fold_device(4 * math.prod(self.partial_shape))
+        plain = self.interpolation is Interpolation.TRILINEAR and self.ewald is EwaldSphere.FLAT
+        device = _fold_device(4 * math.prod(self.partial_shape)) if plain else torch.device("cpu")
         staging = None if device.type == "cpu" else Staging(device)
         total = empty_accumulator(self.size, self.padding, device)
         ky, kx = disc_pixels(self.size, self.max_shell or self.size / 2, device)
         if device.type == "cpu":
             # Line by line, so that neighbours in memory follow one another; a GPU takes ring after ring.
-            order = torch.argsort(ky * self.size + kx)
+            order = by_rows(ky, kx)
             ky, kx = ky[order], kx[order]
         inverse_noise = self._inverse_noise(int(unit.parameters["half"]), ky, kx)
         microscope = Microscope(self.optics, self.size, ky, kx)
-        for i, part in enumerate(unit.parameters["parts"]):
-            rows, images = part.get("rows"), inputs[f"images/{i}"]
-            images = images if rows is None else images[np.asarray(rows)]
-            poses = inputs[f"poses/{i}"][0, : len(images)] if f"poses/{i}" in inputs else part["poses"]
-            self._insert(
-                total, images, np.asarray(part["ctf"]), np.asarray(poses), inverse_noise, microscope, ky, kx, staging
-            )
-        return total.numpy() if staging is None else staging.download(total)
-
-    def _insert(
-        self,
-        total: Tensor,
-        images: np.ndarray,
-        transfer: np.ndarray,
-        poses: np.ndarray,
-        inverse_noise: Tensor,
-        microscope: Microscope,
-        ky: Tensor,
-        kx: Tensor,
-        staging: Staging | None,
-    ) -> None:
-        device = total.device
-        at_once = INSERTED if staging is None else max(1, GPU_BYTES // (4 * self.size**2))
-        for first in range(0, len(images), at_once):
-            rows = slice(first, first + at_once)
-            columns = torch.from_numpy(transfer[rows].astype(np.float32))
-            some = torch.from_numpy(images[rows]) if staging is None else staging.upload(images[rows])
-            data, weights = weigh(some, microscope, columns, inverse_noise, ky, kx)
-            pose = torch.from_numpy(poses[rows].astype(np.float32))
+        room = max(1, PIXELS_AT_ONCE // len(ky) if staging is None else GPU_BYTES // (4 * self.size**2))
+        seen = (microscope, inverse_noise, ky, kx)
+        for images, columns, poses in batches(parts_of(unit, inputs), room):
+            pose = torch.from_numpy(poses)
             image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
             used, image = pose[image, slot].to(device), image.to(device)
-            insert(
-                total,
-                data,
-                weights,
-                used[:, :9].reshape(-1, 3, 3),
-                used[:, 9:11],
-                ky,
-                kx,
-                size=self.size,
-                padding=self.padding,
-                pose_image=image,
-                pose_weight=used[:, 11],
-            )
+            some = torch.from_numpy(images) if staging is None else staging.upload(images)
+            for data, weights, bend in self._sheets(some, columns, seen):
+                insert(
+                    total,
+                    data,
+                    weights,
+                    used[:, :9].reshape(-1, 3, 3),
+                    used[:, 9:11],
+                    ky,
+                    kx,
+                    size=self.size,
+                    padding=self.padding,
+                    pose_image=image,
+                    pose_weight=used[:, 11],
+                    interpolation=self.interpolation,
+                    curvature=bend,
+                    threads=self.threads,
+                )
+        return total.numpy() if staging is None else staging.download(total)
+
+    def _sheets(
+        self, images: Tensor, columns: np.ndarray, seen: tuple[Microscope, Tensor, Tensor, Tensor]
+    ) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """What is inserted of images, its weights and its curvature: one flat sheet, or both of the Ewald sphere."""
+        microscope, inverse_noise, ky, kx = seen
+        given = torch.from_numpy(columns)
+        if self.ewald is EwaldSphere.FLAT:
+            yield *weigh(images, microscope, given, inverse_noise, ky, kx), 0.0
+            return
+        above, below, weights = weigh_sheets(images, microscope, given, inverse_noise, ky, kx, self.diameter)
+        bend = curvature(microscope.groups[0].voltage, self.size, microscope.groups[0].pixel_size)
+        bend = bend if self.ewald is EwaldSphere.POSITIVE else -bend
+        yield above, weights, bend
+        yield below, weights, -bend
 
     def _inverse_noise(self, half: int, ky: Tensor, kx: Tensor) -> Tensor:
         if self.noise is None:
@@ -202,9 +230,15 @@ def relative_regularisation(accumulator: Tensor, size: int, padding: int, share:
     return share.to(mean.dtype) * mean[at]
 
 
-def maps_of_sums(totals: Sequence[Tensor], size: int, padding: int, max_shell: float | None = None) -> list[Tensor]:
+def maps_of_sums(
+    totals: Sequence[Tensor],
+    size: int,
+    padding: int,
+    max_shell: float | None = None,
+    interpolation: Interpolation = Interpolation.TRILINEAR,
+) -> list[Tensor]:
     """Unregularised map of each completed sum."""
-    return [finish(t, size, padding=padding, max_shell=max_shell) for t in totals]
+    return [finish(t, size, padding=padding, max_shell=max_shell, interpolation=interpolation) for t in totals]
 
 
 def noise_to_signal(curve: Tensor, n_halves: int) -> Tensor:
@@ -214,7 +248,12 @@ def noise_to_signal(curve: Tensor, n_halves: int) -> Tensor:
 
 
 def damped_map(
-    totals: Sequence[Tensor], curve: Tensor, size: int, padding: int, max_shell: float | None = None
+    totals: Sequence[Tensor],
+    curve: Tensor,
+    size: int,
+    padding: int,
+    max_shell: float | None = None,
+    interpolation: Interpolation = Interpolation.TRILINEAR,
 ) -> Tensor:
     """The map of one half set or of both, damped where few views of a shell reached, as by a Wiener filter.
 
@@ -228,7 +267,7 @@ def damped_map(
     """
     total = totals[0] if len(totals) == 1 else totals[0] + totals[1]
     ratio = noise_to_signal(curve, len(totals))
-    return finish(total, size, padding=padding, shrinkage=ratio, max_shell=max_shell)
+    return finish(total, size, padding=padding, shrinkage=ratio, max_shell=max_shell, interpolation=interpolation)
 
 
 def solved_map(
