@@ -108,6 +108,8 @@ HOSTILE: list[tuple[str, Callable[[Path], bytes], str]] = [
     ("tiff", lambda d: tiff((8, 8), 8, zlib.compress(ZEROS)), "strips of 64 bytes"),
     ("tiff", lambda d: tiff((8, 8), 34925, lzma.compress(ZEROS)), "strips of 64 bytes"),
     ("tiff", lambda d: tiff((8, 8), 8, b"no deflate at all"), "TIFF"),
+    ("tiff", lambda d: b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 1) + bytes(5), "TIFF"),
+    ("tiff", lambda d: b"MM\0*" + bytes(2), "TIFF"),
     ("spider", lambda d: FORMATS["spider"].seeds(d)[1][:-4], "truncated"),
     ("cs", lambda d: npy("{'descr': [('uid', '<u8')], 'fortran_order': False, 'shape': (10**12,), }\n"), "cryoSPARC"),
     ("cs", lambda d: npy(f"{{'descr': [('uid', '<u8')], 'fortran_order': False, 'shape': ({10**12},), }}\n"), "cryoSPARC"),
