@@ -8,7 +8,19 @@ from typer.core import TyperGroup
 
 MODULES = {
     name: f"cryoseg_dist.cli.{name}"
-    for name in ("dashboard", "demo", "simulate", "train", "status", "validate", "retry", "verify", "clean")
+    for name in (
+        "dashboard",
+        "demo",
+        "simulate",
+        "train",
+        "status",
+        "validate",
+        "filter",
+        "mask",
+        "retry",
+        "verify",
+        "clean",
+    )
 }
 
 

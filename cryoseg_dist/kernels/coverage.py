@@ -329,7 +329,7 @@ def coverage_verdict(coverage: Coverage) -> Verdict:
     views are a preferred orientation.
     """
     figures = (
-        f"the sampling factor is {coverage.sampling_factor:.2f} (1 is even), "
+        f"the sampling factor is {coverage.sampling_factor:.2f} and the efficiency {coverage.efficiency:.2f} (1 is even), "
         f"the poorest direction has {100 * coverage.worst_sampling:.0f} % of its even share"
     )
     share = f"{100 * coverage.empty_fraction:.0f} %"

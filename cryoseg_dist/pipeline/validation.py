@@ -97,27 +97,38 @@ def read_halves(first: Path, second: Path, pixel_size: float | None = None) -> H
     return Halves(half1, half2, pixel)
 
 
+def read_on_grid(path: Path, size: int, pixel_size: float) -> Tensor:
+    """A map of a grid that another set.
+
+    Raises
+    ------
+    BadInputError
+        As :func:`read_cube`, or another grid.
+    """
+    volume, pixel = read_cube(path, None if mrc_header(path).pixel_size is not None else pixel_size)
+    if volume.shape[-1] != size or abs(pixel / pixel_size - 1.0) > 0.01:
+        raise BadInputError(
+            str(path),
+            f"{size} pixels of {pixel_size:g} A, as the map",
+            f"{volume.shape[-1]} pixels of {pixel:g} A",
+            "Make one on the map's grid.",
+        )
+    return volume
+
+
 def read_mask(path: Path, size: int, pixel_size: float) -> Tensor:
     """A mask of a map's grid.
 
     Raises
     ------
     BadInputError
-        Another grid, or values that are not those of a mask.
+        As :func:`read_on_grid`, or values that are not those of a mask.
     """
-    mask, pixel = read_cube(path, None if mrc_header(path).pixel_size is not None else pixel_size)
-    where = str(path)
-    if mask.shape[-1] != size or abs(pixel / pixel_size - 1.0) > 0.01:
-        raise BadInputError(
-            where,
-            f"a mask of {size} pixels of {pixel_size:g} A, as the maps",
-            f"{mask.shape[-1]} pixels of {pixel:g} A",
-            "Make one on the maps' grid.",
-        )
+    mask = read_on_grid(path, size, pixel_size)
     low, high = float(mask.min()), float(mask.max())
     if low < -1e-3 or high > 1.0 + 1e-3 or high < 0.5:
         raise BadInputError(
-            where, "values from 0 to 1", f"{low:g} to {high:g}", "Make a mask of it first: `cryoseg mask`."
+            str(path), "values from 0 to 1", f"{low:g} to {high:g}", "Make a mask of it: `cryoseg mask`."
         )
     return mask.clamp(0.0, 1.0)
 

@@ -77,7 +77,8 @@ def automatic_mask(volume: Tensor, pixel_size: float, settings: PostprocessSetti
 
     The threshold is the larger of 15 % of the map's brightest robust value and three standard deviations of
     the solvent, both measured on the low-passed map, the solvent being what lies outside the particle's
-    diameter (outside the box's inscribed ball where no diameter is known).
+    diameter (outside the box's inscribed ball where no diameter is known). Nothing beyond that is density, unless a
+    threshold is given and no diameter.
     """
     n = volume.shape[-1]
     cutoff = n * pixel_size / max(settings.mask_low_pass, 2.0 * pixel_size)
@@ -89,8 +90,11 @@ def automatic_mask(volume: Tensor, pixel_size: float, settings: PostprocessSetti
         inside, outside = smooth[ball > 0], smooth[ball == 0]
         bright = float(torch.quantile(inside[:: max(1, inside.numel() // 1_000_000)], 0.999))
         threshold = max(0.15 * bright, float(outside.mean() + 3.0 * outside.std()))
+    found = solvent_mask(smooth, threshold, settings.mask_extend, settings.mask_edge)
+    if settings.mask_threshold is not None and diameter is None:
+        return found
     outer = soft_sphere(n, min(1.15 * radius, n / 2 - settings.mask_edge), settings.mask_edge)
-    return solvent_mask(smooth, threshold, settings.mask_extend, settings.mask_edge) * outer
+    return found * outer
 
 
 def postprocess(

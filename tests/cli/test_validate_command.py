@@ -140,7 +140,7 @@ def test_maps_that_do_not_belong_together_are_told(folder: Path, tmp_path: Path)
         ((first, str(tmp_path / "flat.mrc")), "0 everywhere"),
         ((first, str(tmp_path / "slab.mrc")), "expected a cubic map, got 48 x 48 x 4"),
         ((first, str(tmp_path / "none.mrc")), "no such file"),
-        ((first, second, "--mask", str(tmp_path / "small.mrc")), "expected a mask of 48 pixels of 3 A"),
+        ((first, second, "--mask", str(tmp_path / "small.mrc")), "expected 48 pixels of 3 A, as the map"),
         ((first, second, "--mask", first), "expected values from 0 to 1"),
         ((first, second, "--set", "validation.nothing=1"), "validation.nothing: unknown"),
         ((first, second, "--set", "mask=1"), "expected postprocess.NAME or validation.NAME"),
