@@ -15,6 +15,8 @@ from cryoseg_dist.formats.fsc_files import read_fsc
 from cryoseg_dist.formats.mrc import read_volume, write_volume
 from cryoseg_dist.formats.star import read_blocks
 from cryoseg_dist.kernels.alignment import mirror
+from cryoseg_dist.kernels.fourier import shells, to_fourier
+from cryoseg_dist.kernels.fsc import fsc
 from cryoseg_dist.kernels.mask import soft_sphere
 from cryoseg_dist.simulate.specimen import from_model, made_up
 
@@ -39,6 +41,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_volume(where / "mirrored.mrc", mirror(truth).numpy(), PIXEL)
     write_volume(where / "mask.mrc", soft_sphere(N, 19, 4).numpy(), PIXEL)
     return where
+
+
+def shell_correlation(a: torch.Tensor, b: torch.Tensor, some: torch.Tensor) -> float:
+    """Correlation over some samples of two half spectra."""
+    power = a[some].abs().square().sum() * b[some].abs().square().sum()
+    return float((a * b.conj()).real[some].sum() / power.sqrt())
 
 
 def halves(folder: Path) -> tuple[str, str]:
@@ -122,8 +130,14 @@ def test_relion_reads_the_star_file_and_the_mask(folder: Path, tmp_path: Path) -
     )  # fmt: skip
     theirs = read_fsc(tmp_path / "again.star")
     ours = read_fsc(tmp_path / "fsc.star")
-    for name in ("unmasked", "masked"):
-        np.testing.assert_allclose(ours[name][1:], theirs[name][1 : len(ours)], atol=0.01)
+    maps = [torch.from_numpy(read_volume(Path(path))[0]) for path in halves(folder)]
+    mask = torch.from_numpy(read_volume(tmp_path / "mask.mrc")[0])
+    for name, factor in (("unmasked", torch.ones(())), ("masked", mask)):
+        a, b = (to_fourier(volume * factor, 3) for volume in maps)
+        # RELION counts the plane x = 0 twice as much as the rest: each sample that is stored, Friedel mate or not, once.
+        once = [shell_correlation(a, b, shells(N, 3) == shell) for shell in range(1, N // 2 + 1)]
+        np.testing.assert_allclose(once, theirs[name][1 : len(once) + 1], atol=1e-4)
+        np.testing.assert_allclose(ours[name][1:], fsc(a, b)[1:], atol=1e-4)
 
 
 def test_maps_that_do_not_belong_together_are_told(folder: Path, tmp_path: Path) -> None:
