@@ -23,6 +23,10 @@ prepare_ray() {
     # Ray's sockets live below it, and their paths may have 107 characters.
     export RAY_TMPDIR=${SLURM_TMPDIR:-/tmp}/cryoseg-$SLURM_JOB_ID
     [[ ${#RAY_TMPDIR} -le 40 ]] || RAY_TMPDIR=/tmp/cryoseg-$SLURM_JOB_ID
+    # Its name can be guessed: a folder that another user made before would let him in.
+    mkdir -p "$RAY_TMPDIR"
+    [[ -O $RAY_TMPDIR && ! -L $RAY_TMPDIR ]] || fail "$RAY_TMPDIR: expected a folder of yours, got another user's, or a link."
+    chmod 700 "$RAY_TMPDIR"
     unset RAY_ADDRESS
     port=$((20000 + SLURM_JOB_ID % 20000))
     gpus=${SLURM_GPUS_ON_NODE:-0}

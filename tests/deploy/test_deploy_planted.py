@@ -1,5 +1,6 @@
 """Every check catches the error that it is there for."""
 
+import ast
 import copy
 import re
 import shutil
@@ -109,6 +110,11 @@ def gpus(path: str, n: str) -> Change:
     return change
 
 
+def second_group_of_the_name(objects: Objects) -> None:
+    groups = of_kind(objects, "RayJob")[0]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    groups.append(copy.deepcopy(groups[0]))
+
+
 PLANTED: list[tuple[Any, str, Change, str]] = [
     # Pods
     (pod_rules.restricted, "base", put("Namespace", "metadata.labels", {}), "not enforced"),
@@ -162,6 +168,7 @@ PLANTED: list[tuple[Any, str, Change, str]] = [
     ),
     (pod_rules.namespaces, "s3", put("PersistentVolumeClaim", "metadata.namespace", REMOVE), "namespace None"),
     (pod_rules.namespaces, "kueue", put("LocalQueue", "metadata.namespace", "default"), "namespace default"),
+    (pod_rules.namespaces, "base", put("Namespace", "metadata.namespace", "cryoseg"), "has a namespace"),
     (pod_rules.images, "base", job(f"{HEAD_BOX}.image", "cryoseg:latest"), "not pinned"),
     (pod_rules.images, "base", job(f"{HEAD_BOX}.image", "cryoseg"), "not pinned"),
     (pod_rules.images, "base", job(f"{WORKER_BOX}.image", "cryoseg:0.0.9"), "not pinned"),
@@ -199,6 +206,7 @@ PLANTED: list[tuple[Any, str, Change, str]] = [
     (ray_rules.head_takes_no_units, "base", job(f"{HEAD}.rayStartParams.num-cpus", REMOVE), "offers num-cpus"),
     (ray_rules.head_takes_no_units, "base", gpus(f"{HEAD_BOX}.resources.limits", "1"), "takes a GPU"),
     (ray_rules.replicas, "base", job(f"{GROUP}.replicas", 17), "<="),
+    (ray_rules.replicas, "base", second_group_of_the_name, "of one name"),
     (ray_rules.replicas, "base", job(f"{GROUP}.minReplicas", REMOVE), "not all given"),
     (ray_rules.replicas, "base", job(f"{GROUP}.minReplicas", 1), "<="),
     (ray_rules.replicas, "kueue", job(f"{GROUP}.replicas", 0), "<="),
@@ -303,9 +311,25 @@ def test_rule_catches(rule: Any, target: str, change: Change, says: str) -> None
     assert any(re.search(says, c) for c in complaints), complaints
 
 
-def test_every_rule_has_an_error_planted() -> None:
-    rules = {*pod_rules.RULES, *ray_rules.RULES, *network.RULES}
-    assert rules == {rule for rule, *_ in PLANTED}
+def complaints_of(module: Any) -> list[tuple[str, str]]:
+    """Where a rule complains, and a pattern of the complaint."""
+    found = []
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Yield) and isinstance(node.value, ast.JoinedStr | ast.Constant):
+            parts = node.value.values if isinstance(node.value, ast.JoinedStr) else [node.value]
+            words = (re.escape(str(p.value)) if isinstance(p, ast.Constant) else ".*" for p in parts)
+            found.append((f"{module.__name__}:{node.lineno}", "".join(words)))
+    return found
+
+
+def test_every_complaint_of_every_rule_has_an_error_planted() -> None:
+    assert {*pod_rules.RULES, *ray_rules.RULES, *network.RULES} == {rule for rule, *_ in PLANTED}
+    said = set()
+    for rule, target, change, _ in PLANTED:
+        said |= set(rule(planted(target if target == "base" else f"overlays/{target}", change)))
+    patterns = [p for module in (pod_rules, ray_rules, network) for p in complaints_of(module)]
+    assert len(patterns) > 80
+    assert [where for where, p in patterns if not any(re.fullmatch(p, text, re.DOTALL) for text in said)] == []
 
 
 KUBERNETES_ERRORS: list[tuple[Change, str]] = [

@@ -138,6 +138,21 @@ def test_a_long_scratch_path_does_not_break_sockets(stage: Stage) -> None:
     assert out.strip() == "/tmp/cryoseg-41234"
 
 
+def test_a_scratch_folder_that_somebody_laid_out_is_refused(stage: Stage, tmp_path: Path) -> None:
+    code, out = stage.run('prepare_ray; stat -c %a "$RAY_TMPDIR"', SLURM_TMPDIR="/tmp", SLURM_JOB_ID="41235")
+    assert (code, out.strip()) == (0, "700")
+    Path("/tmp/cryoseg-41235").rmdir()
+    trap = Path("/tmp/cryoseg-41236")
+    trap.symlink_to(tmp_path)
+    try:
+        code, out = stage.run("prepare_ray; echo started", SLURM_TMPDIR="/tmp", SLURM_JOB_ID="41236")
+    finally:
+        trap.unlink()
+    assert code == 2
+    assert "a link" in out
+    assert "started" not in out
+
+
 def test_a_token_is_never_on_a_command_line() -> None:
     for path in (*BATCH, SCRIPTS / "ray_job.sh"):
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -44,7 +44,7 @@ def test_a_stranger_does_not_join_and_metrics_are_those_of_the_dashboards(ray_se
     plain = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
     done = subprocess.run(
         [sys.executable, "-c", STRANGER, context.gcs_address],
-        env={**plain, "RAY_AUTH_MODE": "disabled"},
+        env={**plain, "RAY_AUTH_MODE": "disabled", "RAY_NUM_REDIS_GET_RETRIES": "2"},
         capture_output=True,
         text=True,
         check=False,
@@ -52,6 +52,8 @@ def test_a_stranger_does_not_join_and_metrics_are_those_of_the_dashboards(ray_se
     )
     assert done.returncode != 0
     assert "joined" not in done.stdout
+    # Refused, not merely late.
+    assert "InvalidAuthToken" in done.stderr
     assert ray.get(ray.remote(lambda: 1).remote()) == 1
     [node] = ray.nodes()
     wanted = {name for path in BOARDS.glob("*.json") for name in RAY_METRICS.findall(path.read_text(encoding="utf-8"))}
