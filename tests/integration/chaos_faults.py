@@ -4,15 +4,13 @@ import json
 import os
 import random
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from cryoseg_dist.schema.work import Outcome, Region
-from cryoseg_dist.store.ledger import Ledger
+from cryoseg_dist.schema.work import Region
 from cryoseg_dist.store.project import Project
 
 
@@ -105,28 +103,9 @@ def finished(events: list[dict]) -> Iterator[tuple[str, str, float, float]]:
             yield event["run"], event["unit"], event["seconds"], event["time"]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether a condition came true in time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def work_of(events: list[dict]) -> dict[tuple[str, str], list[float]]:
     """Seconds of each time that a unit was finished, by run and key."""
     found: dict[tuple[str, str], list[float]] = {}
     for run, key, seconds, _ in finished(events):
         found.setdefault((run, key), []).append(seconds)
     return found
-
-
-def done_units(root: Path) -> int:
-    """Units that the ledgers of a project hold as done."""
-    return sum(
-        mark.outcome is Outcome.DONE
-        for path in (root / "ledger").rglob("*.jsonl")
-        for mark in Ledger(path).load().values()
-    )

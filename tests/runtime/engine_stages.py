@@ -22,11 +22,14 @@ class Squares:
     folder : str
         A file is left here for each attempt.
     faults : Mapping of int to str
-        ``bad``, ``poison``, ``once``, ``die`` (the first time), ``hang`` (the first time).
+        ``bad``, ``poison``, ``once``.
+    seconds : float
+        Of each unit.
     """
 
     folder: str
     faults: Mapping[int, str]
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
@@ -43,15 +46,12 @@ class Squares:
         i = int(unit.parameters["i"])
         attempt = len(list(Path(self.folder).glob(f"{i}-*")))
         (Path(self.folder) / f"{i}-{attempt}-{os.getpid()}").touch()
+        time.sleep(self.seconds)
         fault = self.faults.get(i, "")
         if fault == "bad":
             raise BadInputError(f"unit {i}", "something good", "something bad")
         if fault == "poison" or (fault == "once" and attempt == 0):
             raise ValueError(f"unit {i} failed")
-        if fault == "die" and attempt == 0:
-            os._exit(1)
-        if fault == "hang" and attempt == 0:
-            time.sleep(60)
         return UnitResult({"square": np.full((1, 3), i * i, dtype=np.float32)}, {"i": i})
 
 

@@ -135,20 +135,6 @@ def test_nothing_done_is_an_error(engine: Callable[..., Executor], tmp_path: Pat
         run(root, engine(root), Squares(str(folder), dict.fromkeys(range(N), "bad")))
 
 
-@pytest.mark.ray
-def test_a_killed_actor_and_a_hung_unit_change_nothing(ray_session: None, tmp_path: Path, folder: Path) -> None:
-    from cryoseg_dist.runtime.ray_actors import RayExecutor
-
-    root = project_at(tmp_path)
-    executor = RayExecutor(root, workers=2, deadline=4.0)
-    try:
-        outcomes, values, _ = run(root, executor, Squares(str(folder), {3: "die", 8: "hang"}))
-    finally:
-        executor.close()
-    assert outcomes == [Outcome.DONE] * N
-    np.testing.assert_array_equal(values, squares())
-
-
 def wait_until_up(executor: Executor, project: Project, workers: int, tmp_path: Path) -> None:
     """Small stages until units have been done by so many workers."""
     (tmp_path / "warm").mkdir()
@@ -178,26 +164,6 @@ def test_a_sick_worker_is_replaced_and_costs_no_unit(ray_session: None, tmp_path
     failed = [p.name for p in folder.glob("failed-*")]
     assert 3 <= len(failed) <= 10
     assert {name.split("-")[2] for name in failed} == {(folder / "sick").read_text()}
-
-
-@pytest.mark.ray
-def test_units_behind_one_that_kills_its_worker_lose_no_attempt(
-    ray_session: None, tmp_path: Path, folder: Path
-) -> None:
-    from cryoseg_dist.runtime.ray_actors import RayExecutor
-
-    root = project_at(tmp_path)
-    executor = RayExecutor(root, workers=1)
-    try:
-        marks = Runner(Project(root), executor, EventBus()).run(
-            Squares(str(folder), {3: "die"}), "run", [spec(N)], units(N)
-        )
-    finally:
-        executor.close()
-    assert [mark.outcome for mark in marks] == [Outcome.DONE] * N
-    # The third, or the second where its result went down with the process: one of two that were there.
-    again = {i: mark.attempts for i, mark in enumerate(marks) if mark.attempts > 1}
-    assert again in ({2: 2}, {3: 2})
 
 
 def test_a_killed_driver_goes_on_where_it_ended(tmp_path: Path, folder: Path) -> None:
