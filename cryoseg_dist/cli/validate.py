@@ -27,6 +27,7 @@ from cryoseg_dist.pipeline.maps import half_sets_of
 from cryoseg_dist.pipeline.particle_curve import run_particle_curve
 from cryoseg_dist.pipeline.particle_tables import read_particles
 from cryoseg_dist.pipeline.particles import Particles
+from cryoseg_dist.pipeline.provenance import by_command
 from cryoseg_dist.report.data import MapView
 from cryoseg_dist.report.figures_orientations import view_axes
 from cryoseg_dist.report.validation_page import build_validation
@@ -145,15 +146,17 @@ def write_results(
     """Maps, curves and ``validation.json``."""
     pixel, n = halves.pixel_size, halves.half1.shape[-1]
     output.mkdir(parents=True, exist_ok=True)
+    made = by_command(sys.argv)
     for name, volume in (("map.mrc", maps.sharpened), ("mask.mrc", maps.mask)):
-        write_volume(output / name, volume.numpy(), pixel)
-    validation.write_validation_maps(output, found, pixel)
-    validation.write_fsc(output, maps, found, pixel)
+        write_volume(output / name, volume.numpy(), pixel, made.lines())
+    validation.write_validation_maps(output, found, pixel, made)
+    validation.write_fsc(output, maps, found, pixel, made)
     rows = []
     for i, (name, other) in enumerate(comparisons.items(), start=1):
         rows.append(validation.comparison_figures(other, name, n, pixel))
-        write_volume(output / f"compared_{i}.mrc", other.moved.numpy(), pixel)
-        write_fsc_xml(output / f"fsc_compared_{i}.xml", other.curve.numpy(), n, pixel, f"FSC with {name}")
+        write_volume(output / f"compared_{i}.mrc", other.moved.numpy(), pixel, made.lines())
+        title = f"FSC with {name}"
+        write_fsc_xml(output / f"fsc_compared_{i}.xml", other.curve.numpy(), n, pixel, title, made.lines())
     figures = {
         "box": n,
         "pixel_size": pixel,
@@ -161,6 +164,7 @@ def write_results(
         **validation.validation_figures(found),
         "comparisons": rows,
         **extra,
+        "provenance": made.to_json(),
     }
     write_atomically(output / "validation.json", json.dumps(figures, indent=1) + "\n")
 

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from cryoseg_dist import __version__
 from cryoseg_dist.pipeline.session import Session
+from cryoseg_dist.runtime.events import without_secrets
 from cryoseg_dist.store.manifest import read_manifest
 from cryoseg_dist.store.project import Project
 
@@ -20,7 +22,7 @@ class Provenance:
     version : str
         Of this package.
     run : str
-        Run id of the stage whose result it is.
+        Run id of the stage whose result it is; empty outside of a project.
     upstream : tuple of str
         Run ids that it was made from, the nearest first.
     settings, weights : str
@@ -41,6 +43,8 @@ class Provenance:
 
     def lines(self) -> tuple[str, ...]:
         """The same as short lines of ASCII, for labels and comments."""
+        if not self.run:
+            return tuple(ascii_of(t) for t in (f"cryoseg_dist {self.version}, {self.time}", f"command {self.command}"))
         digests = f"settings sha256:{self.settings[:16]}" + (
             f" weights sha256:{self.weights[:16]}" * bool(self.weights)
         )
@@ -79,6 +83,16 @@ def ancestry(project: Project, run: str) -> tuple[list[str], str]:
     return found, weights
 
 
+def now() -> str:
+    """Date and time, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def by_command(command: Sequence[str]) -> Provenance:
+    """What artefacts outside of a project say of themselves."""
+    return Provenance(__version__, "", (), "", "", " ".join(without_secrets(word) for word in command), now())
+
+
 def provenance_of(session: Session, run: str) -> Provenance:
     """What the artefacts of a run say of themselves."""
     name = run.partition(":")[0]
@@ -91,5 +105,5 @@ def provenance_of(session: Session, run: str) -> Provenance:
         hashlib.sha256(text.encode()).hexdigest(),
         weights,
         " ".join(session.command),
-        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        now(),
     )

@@ -14,6 +14,7 @@ from cryoseg_dist.formats.fsc_files import write_fsc_star, write_fsc_xml
 from cryoseg_dist.formats.mrc import mrc_header, read_volume, write_volume
 from cryoseg_dist.kernels.fsc import resolution
 from cryoseg_dist.kernels.map_comparison import MapComparison, compare_maps, on_grid
+from cryoseg_dist.pipeline.provenance import Provenance
 from cryoseg_dist.report import data_validation as views
 from cryoseg_dist.report.data_fsc import FscView
 from cryoseg_dist.stages.particle_curve import ParticleCurve
@@ -201,7 +202,9 @@ def comparison_figures(found: MapComparison, name: str, size: int, pixel_size: f
     }
 
 
-def write_fsc(folder: Path, maps: PostprocessResult, found: ValidationResult | None, pixel_size: float) -> None:
+def write_fsc(
+    folder: Path, maps: PostprocessResult, found: ValidationResult | None, pixel_size: float, made: Provenance
+) -> None:
     """``fsc.star``, with the Guinier plot where there is one, and ``fsc.xml``."""
     size = maps.mask.shape[-1]
     curves = {name: curve.numpy() for name, curve in maps.curves.items()}
@@ -220,14 +223,14 @@ def write_fsc(folder: Path, maps: PostprocessResult, found: ValidationResult | N
         table = {name: values.numpy() for name, values in found.amplitudes.items()}
         if maps.guinier is not None:
             table["line"] = np.full(len(table["original"]), maps.guinier.intercept)
-    write_fsc_star(folder / "fsc.star", curves, size, pixel_size, figures, table)
-    write_fsc_xml(folder / "fsc.xml", curves["corrected"], size, pixel_size, "Corrected half-map FSC")
+    write_fsc_star(folder / "fsc.star", curves, size, pixel_size, figures, table, made.lines())
+    write_fsc_xml(folder / "fsc.xml", curves["corrected"], size, pixel_size, "Corrected half-map FSC", made.lines())
 
 
-def write_validation_maps(folder: Path, found: ValidationResult, pixel_size: float) -> None:
+def write_validation_maps(folder: Path, found: ValidationResult, pixel_size: float, made: Provenance) -> None:
     """``local_resolution.mrc`` and ``map_local_filtered.mrc``."""
-    write_volume(folder / "local_resolution.mrc", found.local.volume.numpy(), pixel_size)
-    write_volume(folder / "map_local_filtered.mrc", found.local_filtered.numpy(), pixel_size)
+    write_volume(folder / "local_resolution.mrc", found.local.volume.numpy(), pixel_size, made.lines())
+    write_volume(folder / "map_local_filtered.mrc", found.local_filtered.numpy(), pixel_size, made.lines())
 
 
 def fsc_view(maps: PostprocessResult, pixel_size: float) -> FscView:
