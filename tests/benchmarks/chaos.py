@@ -1,10 +1,10 @@
-"""A whole run while actors, Dask workers, a Ray node and the driver are killed, an actor hangs and shards are damaged.
+"""A whole run while actors, Dask workers, a Ray node and the driver are killed, actors hang, shards are damaged, the disk fills.
 
 Run from the checkout::
 
     python tests/benchmarks/chaos.py --scratch DIR --seed 1
 
-Simulated micrographs go through ``cryoseg run`` twice on a Ray cluster of two nodes, with the sums on Dask workers: first
+Needs to be root, for the disk is a small one that is mounted. Simulated micrographs go through ``cryoseg run`` twice on a Ray cluster of two nodes, with the sums on Dask workers: first
 undisturbed, then with faults at times and places drawn from the seed. Whenever the command ends early it is given again.
 Told are the faults, units that were finished more than once, the half maps' largest difference over their standard
 deviation, and the time from each new command to the first unit that it finished.
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +36,16 @@ sys.path.insert(0, str(TOP))
 from tests.integration.chaos_faults import Follow, Injected, damage_one, finished, signal_one, work_of  # noqa: E402
 
 OPTICS = Optics(4.0, 300.0, 2.7, 0.1)
-KINDS = ("actor killed", "dask worker killed", "node lost", "driver killed", "actor hangs", "shard damaged")
+KINDS = (
+    "actor killed",
+    "dask worker killed",
+    "node lost",
+    "driver killed",
+    "actor hangs",
+    "shard damaged",
+    "disk full",
+)
+DISK_BYTES = 1 << 30
 MOST_STARTS = 40
 # Seconds until a unit counts as hung: some ten times the longest.
 DEADLINE = 30.0
@@ -80,6 +90,36 @@ class Machines:
         self._cluster.shutdown()
 
 
+class Disk:
+    """A disk of its own for the disturbed project, which can be full at any moment."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+        self.is_full = False
+        where.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(where)], check=True)
+
+    def fill(self) -> str:
+        """Leave no room."""
+        used = shutil.disk_usage(self.where).used
+        self._resize(used)
+        self.is_full = True
+        return f"at {used >> 20} MiB"
+
+    def make_room(self) -> None:
+        """As an operator would, once the run has stopped."""
+        if self.is_full:
+            self._resize(DISK_BYTES)
+            self.is_full = False
+
+    def _resize(self, size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.where)], check=True)
+
+    def close(self) -> None:
+        """Let go of it; what it held is gone."""
+        subprocess.run(["umount", "-l", str(self.where)], check=True)
+
+
 def command(micrographs: Path, project: Path, address: str, iterations: int) -> list[str]:
     """The command that is given, again and again."""
     return [
@@ -111,10 +151,11 @@ def undisturbed(words: list[str], project: Path) -> float:
 
 
 def disturbed(
-    words: list[str], project: Path, machines: Machines, rng: random.Random, gap: float, kinds: list[str]
+    words: list[str], project: Path, machines: Machines, disk: Disk, rng: random.Random, gap: float, kinds: list[str]
 ) -> tuple[list[Injected], list[float], list[int], float]:
     """Faults injected, seconds from each new start to its first unit, exit codes, and seconds in all."""
-    log, follow = project.with_suffix(".log"), Follow(project / "events.jsonl")
+    # Not on the disk that gets full.
+    log, follow = project.parent.with_suffix(".log"), Follow(project / "events.jsonl")
     injected: list[Injected] = []
     resumed: list[float] = []
     codes: list[int] = []
@@ -135,7 +176,7 @@ def disturbed(
             # Faults come while units pass: a driver that is not up yet has nothing to lose.
             if plan and first and time.monotonic() > due:
                 kind = plan[0]
-                what = inject(kind, rng, project, machines, process)
+                what = inject(kind, rng, project, machines, disk, process)
                 if what is None:
                     # Nothing of that kind is there now: another first.
                     plan.append(plan.pop(0))
@@ -147,17 +188,22 @@ def disturbed(
                     due = time.monotonic() + rng.uniform(0.5, 1.5) * gap
             time.sleep(0.05)
         codes.append(process.returncode)
+        disk.make_room()
         if process.returncode in (0, 3):
             return injected, resumed, codes, time.monotonic() - began
     raise RuntimeError(f"no end after {MOST_STARTS} starts: {log.read_text()[-3000:]}")
 
 
-def inject(kind: str, rng: random.Random, project: Path, machines: Machines, driver: subprocess.Popen) -> str | None:
+def inject(
+    kind: str, rng: random.Random, project: Path, machines: Machines, disk: Disk, driver: subprocess.Popen
+) -> str | None:
     """Inject one fault; what it hit, None where nothing of its kind is there."""
     if kind == "driver killed":
         driver.send_signal(signal.SIGKILL)
         driver.wait()
         return f"process {driver.pid}"
+    if kind == "disk full":
+        return disk.fill()
     if kind == "node lost":
         return machines.lose_one(rng)
     if kind == "shard damaged":
@@ -192,17 +238,18 @@ def main() -> None:
     a = parser.parse_args()
     a.scratch.mkdir(parents=True, exist_ok=True)
     micrographs = simulated(a.scratch / f"micrographs-{a.micrographs}-{a.particles}", a.micrographs, a.particles)
-    calm, wild = a.scratch / f"calm-{a.seed}", a.scratch / f"wild-{a.seed}"
     rng = random.Random(a.seed)
-    machines = Machines()
+    machines, disk = Machines(), Disk(a.scratch / "disk")
+    calm, wild = a.scratch / f"calm-{a.seed}", disk.where / "wild"
     try:
         alone = undisturbed(command(micrographs, calm, machines.address, a.iterations), calm)
         print(f"undisturbed: {alone:.0f} s", flush=True)
         words = command(micrographs, wild, machines.address, a.iterations)
-        injected, resumed, codes, took = disturbed(words, wild, machines, rng, a.gap, list(KINDS) * a.each)
+        injected, resumed, codes, took = disturbed(words, wild, machines, disk, rng, a.gap, list(KINDS) * a.each)
+        report(calm, wild, alone, injected, resumed, codes, took)
     finally:
         machines.close()
-    report(calm, wild, alone, injected, resumed, codes, took)
+        disk.close()
 
 
 def report(
