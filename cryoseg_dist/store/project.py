@@ -334,6 +334,13 @@ class Project:
         with storage_faults(self.location):
             return bool(sync(self._group.store.exists(str(PurePosixPath(shard)))))
 
+    def _drop(self, shard: Path) -> None:
+        """Remove the file (or key) of a shard, if it exists."""
+        if not is_url(self.location):
+            shard.unlink(missing_ok=True)
+        elif self.holds(shard):
+            sync(self._group.store.delete(str(PurePosixPath(shard))))
+
     def _check_written(self, region: Region) -> None:
         """A shard of floats without its file was never written, or is lost; one of integers may hold nothing but zeros."""
         if self._array(region.array).fill_value == 0:
@@ -375,6 +382,10 @@ class Project:
                     "Plan units that own their shards."
                 )
         with storage_faults(self.location):
+            for shard, path in self.shards(region):
+                if any(b - a != s for a, b, s in zip(shard.start, shard.stop, shards, strict=True)):
+                    # One that the array's end cuts would be read first, and it may be damaged.
+                    self._drop(path)
             array[_selection(region)] = values
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:

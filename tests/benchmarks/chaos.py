@@ -241,6 +241,9 @@ def main() -> None:
     rng = random.Random(a.seed)
     machines, disk = Machines(), Disk(a.scratch / "disk")
     calm, wild = a.scratch / f"calm-{a.seed}", disk.where / "wild"
+    shutil.rmtree(calm, ignore_errors=True)
+    # A kill of this program must not leave its machines and its disk behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         alone = undisturbed(command(micrographs, calm, machines.address, a.iterations), calm)
         print(f"undisturbed: {alone:.0f} s", flush=True)

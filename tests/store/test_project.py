@@ -54,6 +54,19 @@ def test_shards_come_back_in_another_process_view(project: Project) -> None:
     assert again.spec(SPEC.name) == SPEC
 
 
+@pytest.mark.parametrize("first", [4, 8])
+def test_a_damaged_shard_can_be_written_again(project: Project, first: int) -> None:
+    region = rows(first, min(first + 4, 10))
+    pixels = values(region.shape[0])
+    project.write(region, pixels)
+    [(_, path)] = project.shards(region)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DamagedDataError):
+        project.read(region)
+    project.write(region, pixels)
+    np.testing.assert_array_equal(project.read(region), pixels)
+
+
 def test_create_keeps_an_equal_array_and_refuses_another(project: Project) -> None:
     project.write(rows(0, 4), values(4))
     Project(project.root).create(SPEC)
