@@ -48,6 +48,8 @@ def batches(parts: Iterator[Part], room: int) -> Iterator[Part]:
 
 
 def _joined(parts: Sequence[Part]) -> Part:
+    if len(parts) == 1:
+        return parts[0]
     width = max(poses.shape[1] for _, _, poses in parts)
     images, columns, poses = zip(*parts, strict=True)
     filled = [np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in poses]
