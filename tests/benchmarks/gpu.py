@@ -240,7 +240,7 @@ def slices_of(size: int, padding: int, n: int, order: str = "radius", seed: int 
 
 
 def insertion() -> None:
-    """Particles a second into the accumulator, by variant, then by size."""
+    """Particles a second into the accumulator."""
     from cryoseg_dist.kernels.insertion_triton import insert_triton
 
     def measure(size: int, padding: int, n: int, order: str = "radius", apart: int = 4) -> None:
@@ -474,7 +474,7 @@ def estep() -> None:
             {"half": 0, "ctf": columns.numpy(), "poses": last},
         )
         taken = []
-        for _ in range(3):
+        for _ in range(4):
             began = time.perf_counter()
             result = stage.compute(unit, {"images": images.numpy()}, held)
             taken.append(time.perf_counter() - began)
@@ -486,14 +486,14 @@ def estep() -> None:
         tell(
             "estep",
             f"{size} px order {order}{' local' if sampling.local else ''}",
-            particles_s=n / taken[-1],
+            particles_s=n / statistics.median(taken[1:]),
             first_s=n / taken[0],
             setup_s=setup,
             coarse_px=held.n_coarse,
             fine_px=held.n_fine,
             references=n_references,
             shifts=n_shifts,
-            first_pass_tflop_s=flops / taken[-1] / 1e12,
+            first_pass_tflop_s=flops / statistics.median(taken[1:]) / 1e12,
             median_error=float(error.median()),
         )
         if size == 128:

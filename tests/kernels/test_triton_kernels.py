@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -74,12 +75,19 @@ def test_paths_of_insertion_agree_on_a_processor(size: int, padding: int) -> Non
     close(by_numba, exact, 1e-6)
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """Of a version: its first two."""
+    return tuple(int(n) for n in text.split(".")[:2])
+
+
 INTERPRETED = Path(__file__).with_name("interpreted_kernels.py")
 
 
 def test_kernels_in_the_interpreter() -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed: its kernels are not tested here")
+    if numbers(version("triton")) < (3, 9) and numbers(version("numpy")) >= (2, 4):
+        pytest.skip("this Triton's interpreter cannot count with this NumPy: its kernels are not tested here")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     ran = subprocess.run(
         [sys.executable, str(INTERPRETED)], env=environment, capture_output=True, text=True, timeout=300
@@ -103,7 +111,8 @@ def test_insertion_on_a_gpu(size: int, padding: int) -> None:
     insert(
         total, images, weights, rotations, shifts, ky, kx, size=size, padding=padding, pose_image=which, pose_weight=share
     )  # fmt: skip
-    close(total, exact, 1e-6)
+    # Coordinates in float32 are what is off: tensor operations in float32 are off by 1.9e-6 here.
+    close(total, exact, 3e-6)
 
 
 @needs_cuda
