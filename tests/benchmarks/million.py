@@ -93,7 +93,7 @@ class Watcher:
         if isinstance(event, StageStarted):
             self.started = now
         elif isinstance(event, UnitFinished):
-            self.ended.append((now, event.unit))
+            self.ended.append((now, event.key))
         elif isinstance(event, StageFinished):
             self.finished = now
 
