@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,10 @@ def test_a_killed_worker_of_a_cluster_changes_nothing(root: Path, tmp_path: Path
 
         killer = threading.Thread(target=kill_one)
         killer.start()
-        places = Accumulation(root, address=cluster.scheduler_address).keep(stage, {"a": folds(10)}, "run")
+        accumulate = Accumulation(root, address=cluster.scheduler_address)
+        places = accumulate.keep(stage, {"a": folds(10)}, "run")
+        # Tasks answer in their order.
+        assert accumulate.run([partial(int, str(i)) for i in range(5)]) == [0, 1, 2, 3, 4]
         killer.join()
     assert len(victims) == 1
     workers = {p.name.split("-")[2] for p in made.iterdir()}
