@@ -91,7 +91,7 @@ def main() -> None:
     root = given.scratch / "finish"
     if given.way is not None:
         torch.set_num_threads(given.workers)
-        project, before, started, spent = Project(root), peak(), time.perf_counter(), time.process_time()
+        project, before, started, _spent = Project(root), peak(), time.perf_counter(), time.process_time()
         if given.way == "memory":
             maps = in_memory(project, given.size, given.padding, given.symmetry)
         else:
