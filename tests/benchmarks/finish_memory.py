@@ -91,15 +91,14 @@ def main() -> None:
     root = given.scratch / "finish"
     if given.way is not None:
         torch.set_num_threads(given.workers)
-        project, before, started, _spent = Project(root), peak(), time.perf_counter(), time.process_time()
+        project, before, started, spent = Project(root), peak(), time.perf_counter(), time.process_time()
         if given.way == "memory":
             maps = in_memory(project, given.size, given.padding, given.symmetry)
         else:
             torch.set_num_threads(1)
             maps = by_slabs(project, given.size, given.padding, given.symmetry, given.workers)
-        print(
-            f"{given.way}: {time.perf_counter() - started:.1f} s, {(peak() - before) / 2**20:.0f} MiB beyond the process"
-        )
+        used = f"{time.perf_counter() - started:.1f} s, {time.process_time() - spent:.1f} s of processor"
+        print(f"{given.way}: {used}, {(peak() - before) / 2**20:.0f} MiB beyond the process")
         np.save(root / f"{given.way}.npy", maps)
         return
     try:
