@@ -9,7 +9,7 @@ from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.runtime.memory import MemoryPlan, available_bytes, plan_memory, plan_slabs, scoring_bytes
 from cryoseg_dist.stages import abinitio
 from cryoseg_dist.stages.refine import RefineSettings
-from cryoseg_dist.stages.refine_expectation import BATCH, CHUNK, KEPT_BYTES
+from cryoseg_dist.stages.refine_state import BATCH, CHUNK, KEPT_BYTES
 
 # Shifts of the first pass; later iterations, whose range is smaller, have fewer.
 SHIFTS = 80

@@ -32,18 +32,14 @@ from cryoseg_dist.kernels.slices import disc_pixels, prepare_volume, project_pix
 from cryoseg_dist.kernels.staging import Staging
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import Read, Unit, UnitResult
+from cryoseg_dist.stages.refine_state import CHUNK, State, room_on
+from cryoseg_dist.stages.refine_sums import Sums
 
 # Columns of a pose: rotation matrix (9), origin x, y in pixels, weight.
 POSE_COLUMNS = 12
 CTF_COLUMNS = ("defocus_u", "defocus_v", "defocus_angle", "phase_shift")
-# Particles matched at once, and references a matrix product: they bound the memory of a unit.
-BATCH, CHUNK = 48, 4096
 # Poses of the first pass that the second may refine, and their distinct rotations and shifts.
 CANDIDATES, MOST_ROTATIONS, MOST_SHIFTS = 256, 48, 12
-# Slices of the second pass that a worker keeps for other particles, of each map, and those of single particles.
-KEPT_BYTES, OWN_BYTES = 256 * 2**20, 32 * 2**20
-# Memory of a GPU for each particle matched at once: scores of a chunk, its images and their shifts.
-GPU_BYTES_A_PARTICLE = 64 * 2**20
 
 
 def batch_images(parameters: Mapping[str, Any], images: np.ndarray) -> np.ndarray:
@@ -135,7 +131,7 @@ class ExpectationStage:
         """The maps."""
         return self.references
 
-    def setup(self, shared: Mapping[str, np.ndarray], device: str) -> "_State":
+    def setup(self, shared: Mapping[str, np.ndarray], device: str) -> State:
         """Transform the maps, and slice them at the coarse grid for a global search."""
         maps = [torch.from_numpy(m.astype(np.float32)).to(device) for m in shared.values()]
         size, volumes = maps[0].shape[-1], [prepare_volume(m) for m in maps]
@@ -145,12 +141,12 @@ class ExpectationStage:
             int((square <= shell * shell).sum()) for shell in (self.sampling.max_shell, self.sampling.coarse_shell)
         )
         n_scored = n_fine if device == "cpu" else min(-(-n_fine // 16) * 16, len(ky))
-        room = room_on(ky.device)
+        room = room_on(ky.device, len(volumes))
         children = subdivide(angular_step(self.sampling.order)).float().to(device)
         nothing: list[list[Tensor]] = [[] for _ in volumes]
         staging = None if device == "cpu" else Staging(ky.device)
         grid = torch.empty((0, 3, 3))
-        state = _State(size, volumes, ky, kx, n_fine, n_coarse, n_scored, grid, nothing, [], children, room, staging)
+        state = State(size, volumes, ky, kx, n_fine, n_coarse, n_scored, grid, nothing, [], children, room, staging)
         if self.sampling.local:
             return state
         grid = orientation_grid(self.sampling.order, self.symmetry, torch.from_numpy(self.perturbation)).float()
@@ -173,7 +169,7 @@ class ExpectationStage:
         last = torch.from_numpy(np.asarray(unit.parameters["poses"], dtype=np.float32))
         transfer = torch.from_numpy(np.asarray(unit.parameters["ctf"], dtype=np.float32))
         half = int(unit.parameters["half"])
-        sums = _Sums(state.size // 2 + 1)
+        sums = Sums(state.size // 2 + 1)
         out = np.zeros((len(images), self.poses_kept, POSE_COLUMNS), dtype=np.float32)
         batch = state.room.batch
         for first in range(0, len(images), batch):
@@ -183,9 +179,7 @@ class ExpectationStage:
         written[0, : len(out)] = out
         return UnitResult({"poses": written}, sums.record())
 
-    def _batch(
-        self, images: Tensor, transfer: Tensor, last: Tensor, half: int, state: "_State", sums: "_Sums"
-    ) -> Tensor:
+    def _batch(self, images: Tensor, transfer: Tensor, last: Tensor, half: int, state: State, sums: Sums) -> Tensor:
         size, n = state.size, state.n_scored
         device = state.ky.device
         images = images.float() if state.staging is None else state.staging.upload(images.numpy()).float()
@@ -214,7 +208,7 @@ class ExpectationStage:
         return padded
 
     def _poses(
-        self, observations: Observations, last: Tensor, half: int, state: "_State"
+        self, observations: Observations, last: Tensor, half: int, state: State
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Best rotations (b, k, 3, 3), shifts in px (b, k, 2) and their log-likelihoods, best first."""
         s, device = self.sampling, state.ky.device
@@ -262,7 +256,7 @@ class ExpectationStage:
         return near.float().to(device) @ last[:, None, :9].unflatten(-1, (3, 3)).to(device)
 
     def _near(
-        self, coarse: Observations, phases: Tensor, around: Tensor, prior: Tensor, half: int, state: "_State"
+        self, coarse: Observations, phases: Tensor, around: Tensor, prior: Tensor, half: int, state: State
     ) -> Best:
         """First pass of a local search, so many particles at once as there is room for their slices."""
         n = state.n_coarse
@@ -292,123 +286,3 @@ def shift_grid(extent_px: float, step_px: float) -> Tensor:
     length = grid.norm(dim=1)
     grid = grid[length <= extent_px + 1e-6]
     return grid[torch.argsort(grid.norm(dim=1), stable=True)]
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What a worker holds at once.
-
-    Attributes
-    ----------
-    batch : int
-        Particles matched at once.
-    slices : int
-        Bytes of slices that belong to single particles.
-    kept : int
-        Bytes of slices of the second pass that are kept for other particles, of each map.
-    """
-
-    batch: int
-    slices: int
-    kept: int
-
-
-def room_on(device: torch.device) -> Room:
-    """What a worker on a device holds at once."""
-    if device.type == "cpu":
-        return Room(BATCH, OWN_BYTES, KEPT_BYTES)
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return Room(max(64, memory // GPU_BYTES_A_PARTICLE), memory // 32, memory // 8)
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a worker keeps in one iteration; pixels lie in the order of their radius.
-
-    Poses are found with ``n_fine`` pixels, the first pass with ``n_coarse``. ``n_scored`` may be a few more, of infinite noise, so that rows of
-    slices start where a GPU can read them at once.
-    """
-
-    size: int
-    volumes: list[Tensor]
-    ky: Tensor
-    kx: Tensor
-    n_fine: int
-    n_coarse: int
-    n_scored: int
-    grid: Tensor
-    slices: list[list[Tensor]]
-    fine: list[FineSlices]
-    children: Tensor
-    room: Room
-    staging: Staging | None
-
-    @property
-    def shell(self) -> Tensor:
-        return torch.round((self.ky * self.ky + self.kx * self.kx).float().sqrt()).long().clamp(max=self.size // 2)
-
-
-class _Sums:
-    """Sums over a unit's particles for the noise spectrum and the figures of an iteration."""
-
-    # Poses that the residual is taken over; the rest hold next to nothing.
-    POSES = 4
-
-    def __init__(self, n_shells: int) -> None:
-        self.noise = torch.zeros(n_shells, dtype=torch.float64)
-        self.count = torch.zeros(n_shells, dtype=torch.float64)
-        self.n = 0
-        self.best = self.square_shift = self.square_origin = self.log_likelihood = self.n_significant = 0.0
-
-    def add(
-        self,
-        images: Tensor,
-        transfer: Tensor,
-        rotations: Tensor,
-        shifts: Tensor,
-        centre: Tensor,
-        weights: Tensor,
-        scores: Tensor,
-        state: _State,
-        half: int,
-        any_scale: bool,
-    ) -> None:
-        """Add a batch: ``images`` and ``transfer`` are (b, p) over the whole disc."""
-        b, n = images.shape[0], state.n_fine
-        k = min(self.POSES, weights.shape[1])
-        ky, kx = state.ky[:n], state.kx[:n]
-        top = weights[:, :k] / weights[:, :k].sum(dim=1, keepdim=True)
-        projections = project_pixels(state.volumes[half], rotations[:, :k].reshape(-1, 3, 3), ky, kx)
-        signal = transfer[:, None, :n] * projections.reshape(b, k, n)
-        phases = shift_phases(shifts[:, :k].reshape(-1, 2), ky, kx, state.size).reshape(b, k, n)
-        moved = images[:, None, :n] * phases
-        if any_scale:
-            scale = (moved * signal.conj()).real.sum(dim=(1, 2)) / signal.abs().square().sum(dim=(1, 2)).clamp(
-                min=1e-12
-            )
-            signal = signal * scale.clamp(min=0.0)[:, None, None]
-        residual = images.abs().square()
-        # Beyond the pixels that poses are found with, the whole power counts as noise.
-        residual[:, :n] = (top[..., None] * (moved - signal).abs().square()).sum(dim=1)
-        shell = state.shell.cpu()
-        self.noise.index_add_(0, shell, residual.sum(dim=0).double().cpu())
-        self.count.index_add_(0, shell, torch.full(shell.shape, 2.0 * b, dtype=torch.float64))
-        self.n += b
-        self.best += float(weights.amax(dim=1).sum())
-        self.square_shift += float((weights[..., None] * shifts.square()).sum())
-        self.square_origin += float((weights[..., None] * (centre[:, None] + shifts).square()).sum())
-        self.log_likelihood += float(scores.amax(dim=1).sum())
-        self.n_significant += float((1.0 / weights.square().sum(dim=1)).sum())
-
-    def record(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "noise": self.noise.tolist(),
-            "count": self.count.tolist(),
-            "n": self.n,
-            "max_probability": self.best,
-            "square_shift": self.square_shift,
-            "square_origin": self.square_origin,
-            "log_likelihood": self.log_likelihood,
-            "n_significant": self.n_significant,
-        }
