@@ -51,7 +51,12 @@ def missing() -> str:
     absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if absent:
         return f"absent: {', '.join(absent)} (Debian: slurm-wlm, munge)"
-    return "" if os.geteuid() == 0 else "its daemons need root"
+    if os.geteuid() != 0:
+        return "its daemons need root"
+    # Containers may lack the right to it even where they are root.
+    probe = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
+    done = subprocess.run(probe, capture_output=True, text=True, check=False, timeout=30)
+    return f"no process namespace: {done.stderr.strip()}" if done.returncode else ""
 
 
 def _path() -> str:

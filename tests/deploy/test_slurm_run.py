@@ -36,6 +36,11 @@ iterations = 8
 max_iterations = 4
 """
 
+# Enough of a map where the way to it is what is tested.
+SHORT = [
+    w for c in ("classify.enabled=false", "abinitio.iterations=3", "refine.max_iterations=2") for w in ("--set", c)
+]
+
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
@@ -82,7 +87,7 @@ def test_an_array_of_data_sets_side_by_side_on_one_node(slurm: Slurm, settings: 
     projects = [slurm.folder / f"set{i}" for i in (1, 2)]
     (slurm.folder / "sets.tsv").write_text("".join(f"{settings}\t{p}\n" for p in projects), encoding="utf-8")
     arguments = ("--array=1-2", "--cpus-per-task=1", "--mem=3G", f"--output={slurm.folder}/set%a.out")
-    job = slurm.submit(*arguments, SCRIPTS / "array.sbatch", slurm.folder / "sets.tsv")
+    job = slurm.submit(*arguments, SCRIPTS / "array.sbatch", slurm.folder / "sets.tsv", *SHORT)
     for i in (1, 2):
         end = slurm.ended(f"{job}_{i}", 600.0)
         text = (slurm.folder / f"set{i}.out").read_text(encoding="utf-8")
@@ -93,7 +98,8 @@ def test_an_array_of_data_sets_side_by_side_on_one_node(slurm: Slurm, settings: 
 
 def test_a_warned_job_goes_back_to_the_queue_and_on(slurm: Slurm, settings: Path) -> None:
     project, log = slurm.folder / "warned", slurm.folder / "warned.out"
-    job = slurm.submit(f"--output={log}", "--cpus-per-task=2", "--mem=4G", SCRIPTS / "shared.sbatch", settings, project)
+    resources = ("--cpus-per-task=2", "--mem=4G")
+    job = slurm.submit(f"--output={log}", *resources, SCRIPTS / "shared.sbatch", settings, project, *SHORT)
     deadline = time.monotonic() + 200.0
     while not (project / "ledger").is_dir() or finished_units(project) < 8:
         assert time.monotonic() < deadline, log.read_text(encoding="utf-8")

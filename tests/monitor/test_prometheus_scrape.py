@@ -17,6 +17,8 @@ from test_monitoring_files import expressions
 
 from cryoseg_dist.cli.session import open_session
 from cryoseg_dist.cli.simulate import write_micrographs
+from cryoseg_dist.errors import BadInputError
+from cryoseg_dist.monitor.prometheus import Metrics
 from cryoseg_dist.pipeline.config import build_settings
 from cryoseg_dist.pipeline.run import run_pipeline
 from cryoseg_dist.runtime.events import Figures, IterationFinished, StageStarted, UnitFinished, UnitRetried
@@ -157,3 +159,27 @@ def test_prometheus_scrapes_a_run_and_its_resume(prometheus: tuple[int, int], tm
     assert 'cryoseg_units_total{outcome="skipped",stage="ingest"} 4.0' in again
     assert 'cryoseg_units_total{outcome="skipped",stage="ctf"} 3.0' in again
     assert 'outcome="done"' not in again
+
+
+def test_a_pushgateway_keeps_the_figures_of_a_job_that_is_over(tmp_path: Path) -> None:
+    program = shutil.which("prometheus-pushgateway")
+    if program is None:
+        pytest.skip("prometheus-pushgateway is absent: nothing was pushed (Debian: prometheus-pushgateway)")
+    address = f"127.0.0.1:{free_port()}"
+    command = [program, f"--web.listen-address={address}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = Metrics()
+    metrics(UnitFinished("ctf", "ctf-1", "a", Outcome.DONE, 0.5, 100, 10, 1, "w"))
+    try:
+        for _ in range(100):
+            try:
+                metrics.push(f"http://{address}", "cryoseg_P")
+                break
+            except BadInputError:
+                time.sleep(0.1)
+        with urlopen(f"http://{address}/metrics", timeout=5) as answer:
+            held = answer.read().decode()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+    assert 'cryoseg_units_total{instance="",job="cryoseg_P",outcome="done",stage="ctf"} 1' in held
