@@ -38,6 +38,8 @@ def test_arrays_at_a_url_are_those_of_a_folder(s3_server: S3Server, tmp_path: Pa
     np.testing.assert_array_equal(pickle.loads(sent).read(ALL), VALUES)
     again = Project(tmp_path / "elsewhere", create=True)
     assert again.spec(SPEC.name) == SPEC
+    assert again.array_names() == [SPEC.name]
+    assert [again.holds(shard) for _, shard in again.shards(ALL)] == [True] * 3
     # Another project reads its images from there.
     other = Project(tmp_path / "Q", create=True)
     foreign = Region(SPEC.name, (3, 0, 0), (8, 6, 7), str(tmp_path / "elsewhere"))
