@@ -165,7 +165,7 @@ class Accumulation:
             futures = client.compute(list(calls))
             place = {future.key: i for i, future in enumerate(futures)}
             out: list[Any] = [None] * len(futures)
-            for future in as_completed(futures):
+            for future in as_completed(futures, loop=client.loop):
                 out[place[future.key]] = future.result()
                 # Else it would be computed again, were its worker to die later.
                 future.release()
