@@ -165,6 +165,17 @@ def test_slices_are_the_projections_of_the_volume(size: int) -> None:
         assert float((image - truth).abs().max()) < 0.04 * float(truth.max())
 
 
+@pytest.mark.parametrize("size", [16, 17])
+def test_the_transform_of_a_projection_is_a_central_section(size: int) -> None:
+    """The central-section theorem on the grid, and its consequence that projections agree on their common line."""
+    volume = torch.randn((size,) * 3, generator=generator(7), dtype=torch.float64)
+    whole = to_fourier(volume, 3)
+    along_z, along_y = to_fourier(volume.sum(dim=0)), to_fourier(volume.sum(dim=1))
+    torch.testing.assert_close(along_z, whole[0])
+    torch.testing.assert_close(along_y, whole[:, 0])
+    torch.testing.assert_close(along_z[0], along_y[0])
+
+
 def test_numba_and_torch_slices_agree() -> None:
     reference = prepare_volume(density(atoms(), 16))
     ky, kx = disc_pixels(16, 8)

@@ -16,7 +16,16 @@ from cryoseg_dist.schema.work import Unit
 from cryoseg_dist.simulate.particles import simulate_particles
 from cryoseg_dist.simulate.specimen import Specimen, made_up
 from cryoseg_dist.stages.postprocess import PostprocessSettings, postprocess
-from cryoseg_dist.stages.reconstruct import FoldStage, complete, maps_of_sums, pose_table
+from cryoseg_dist.stages.reconstruct import (
+    FoldStage,
+    ReconstructSettings,
+    complete,
+    damped_map,
+    maps_of_sums,
+    pose_table,
+    solved_map,
+    solver_words,
+)
 from cryoseg_dist.stages.validate import ValidateSettings, validate
 
 N, PIXEL = 48, 3.0
@@ -31,6 +40,11 @@ def rotations(keep: str, limit: float, count: int, seed: int = 0) -> torch.Tenso
 
 
 def half_maps(specimen: Specimen, turned: torch.Tensor, snr: float) -> list[torch.Tensor]:
+    return maps_of_sums(sums(specimen, turned, snr), N, 2)
+
+
+def sums(specimen: Specimen, turned: torch.Tensor, snr: float) -> list[torch.Tensor]:
+    """Completed sums of both half sets."""
     n = len(turned)
     transfer = torch.tensor([[9000.0, 9000.0, 0.0, 0.0]]).repeat(n, 1)
     transfer[:, :2] += 6000.0 * torch.rand((n, 1), generator=torch.Generator().manual_seed(1))
@@ -43,7 +57,13 @@ def half_maps(specimen: Specimen, turned: torch.Tensor, snr: float) -> list[torc
         part = {"ctf": transfer.numpy()[h::2], "poses": poses[h::2]}
         unit = Unit(f"half{h}", {}, {}, {"half": h, "parts": [part]})
         totals.append(complete(stage.partial(unit, {"images/0": images[h::2]}), "C1", N, 2))
-    return maps_of_sums(totals, N, 2)
+    return totals
+
+
+def width(line: torch.Tensor) -> float:
+    """Width of a peak in the middle, from its curvature."""
+    middle = N // 2
+    return float((line[middle] / (2 * line[middle] - line[middle - 1] - line[middle + 1])).sqrt())
 
 
 @pytest.mark.parametrize("limit", [45.0, 60.0])
@@ -53,10 +73,6 @@ def test_a_missing_cone_elongates_a_ball_and_is_named(limit: float) -> None:
     turned = rotations("within", limit, 1200)
     volume = sum(half_maps(Specimen(ball, PIXEL, "C1", 40.0), turned, math.inf))
     middle = N // 2
-
-    def width(line: torch.Tensor) -> float:
-        """Width at the peak, from its curvature."""
-        return float((line[middle] / (2 * line[middle] - line[middle - 1] - line[middle + 1])).sqrt())
 
     along, across = width(volume[:, middle, middle]), width(volume[middle, middle, :])
     found = view_coverage(turned[:, 2].float())
@@ -101,3 +117,28 @@ def test_the_validation_says_so_in_words() -> None:
     assert "Resolution depends on direction" in text
     assert "along the z axis" in text or "tilt" in text
     assert found.direction_limits[0] > 1.3 * found.direction_limits[1]
+
+
+def test_the_solver_says_what_it_restores_and_leaves_the_rest_elongated() -> None:
+    ball = torch.exp(-(distance_from_centre(N) ** 2) / (2 * 2.5**2))
+    turned = rotations("within", 45.0, 1200)
+    totals = sums(Specimen(ball, PIXEL, "C1", 40.0), turned, math.inf)
+    middle, curve = N // 2, torch.full((N // 2 + 1,), 0.99)
+    stretched = {}
+    settings = ReconstructSettings(solver="cg", cg_tolerance=1e-4)
+    for name, volume in (
+        ("direct", damped_map(totals, curve, N, 2)),
+        ("cg", solved_map(totals, curve, N, 2, None, soft_sphere(N, 19, 4), settings).volume),
+    ):
+        stretched[name] = width(volume[:, middle, middle]) / width(volume[middle, middle, :])
+    coverage = view_coverage(turned[:, 2].float())
+    assert stretched["cg"] == pytest.approx(stretched["direct"], rel=0.12)
+    assert stretched["cg"] > 0.5 * (1.0 + coverage.elongation)
+    words = solver_words(coverage, N, PIXEL, 114.0)
+    assert f"missing cone of half angle {coverage.empty_half_angle:.0f}° about the z axis" in words
+    assert "is not restored" in words
+    assert f"elongated, about {coverage.elongation:.1f} times" in words
+    coarse = N * PIXEL / (N * PIXEL / 114.0 / math.sin(math.radians(coverage.empty_half_angle)))
+    assert f"features coarser than {coarse:.0f} A alone" in words
+    even = view_coverage(rotations("within", 91.0, 1200)[:, 2].float())
+    assert "leave no direction empty" in solver_words(even, N, PIXEL, 114.0)
