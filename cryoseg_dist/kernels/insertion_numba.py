@@ -239,18 +239,16 @@ def _taps(window: np.ndarray, at: float) -> tuple[float, float, float, float]:
 def _put_back(sums: np.ndarray, accumulator: np.ndarray, beyond: np.ndarray, slab: int, before: int) -> None:
     """Add the sums of a slab to the volume and clear them; those at ``x = -1`` go to ``beyond`` (z, y, 3)."""
     m = accumulator.shape[0]
-    width = accumulator.shape[2]
+    length, skip = np.uint64(3 * accumulator.shape[2]), np.uint64(3 * before)
     for i in range(sums.shape[0]):
         z = (slab * SLAB - m // 2 - before + i) % m
         for j in range(sums.shape[1]):
             y = (j - m // 2 - before) % m
-            source, target = sums[i, j], accumulator[z, y]
-            for x in range(width):
-                for c in range(3):
-                    target[x, c] += source[x + before, c]
-            if before:
-                for c in range(3):
-                    beyond[z, y, c] += source[0, c]
+            source, target = sums[i, j].reshape(-1), accumulator[z, y].reshape(-1)
+            for x in range(length):
+                target[x] += source[skip + x]
+            for x in range(skip):
+                beyond[z, y, x] += source[x]
             source[:] = np.float32(0.0)
 
 

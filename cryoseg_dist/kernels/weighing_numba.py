@@ -63,5 +63,6 @@ def weigh_numba(
             torch.view_as_real(data[some]).numpy().reshape(len(spectra), -1),
             weights[some].numpy(),
         )
-        data[some] = microscope.in_phase(data[some], columns[some])
+        if microscope.odd is not None:
+            data[some] = microscope.in_phase(data[some], columns[some])
     return data, weights
