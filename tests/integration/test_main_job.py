@@ -111,7 +111,7 @@ def test_from_micrographs_to_a_map_killed_and_resumed(simulated: Path, tmp_path:
     assert found.exit_code == 0, found.output
     found = CliRunner().invoke(app, ["verify", str(killed)])
     assert found.exit_code == 1
-    assert found.output.count("takes extract/000000 of extract-") == 1
+    assert found.output.count("takes extract/000000000 of extract-") == 1
     before = (killed / "events.jsonl").stat().st_size
     started = time.monotonic()
     again = run(simulated, killed)
@@ -120,7 +120,7 @@ def test_from_micrographs_to_a_map_killed_and_resumed(simulated: Path, tmp_path:
     with (killed / "events.jsonl").open("rb") as stream:
         stream.seek(before)
         events = [json.loads(line) for line in stream]
-    assert [e["unit"] for e in events if e["event"] == "UnitFinished"] == ["extract/000000"]
+    assert [e["unit"] for e in events if e["event"] == "UnitFinished"] == ["extract/000000000"]
     assert any("is damaged" in e.get("message", "") for e in events if e["event"] == "Message")
     np.testing.assert_array_equal(read_volume(export / "map.mrc")[0], read_volume(killed / "export" / "map.mrc")[0])
     assert CliRunner().invoke(app, ["verify", str(killed)]).exit_code == 0
