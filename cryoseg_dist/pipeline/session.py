@@ -13,6 +13,7 @@ from cryoseg_dist.runtime.dask_accumulation import Accumulation
 from cryoseg_dist.runtime.events import EventBus, JsonLog, Message, Sink, without_secrets
 from cryoseg_dist.runtime.executor import Executor
 from cryoseg_dist.runtime.inline import InlineExecutor
+from cryoseg_dist.runtime.ray_token import forget_token
 from cryoseg_dist.runtime.runner import Runner
 from cryoseg_dist.schema.work import ArraySpec, MapStage, Unit
 from cryoseg_dist.store.clean import write_current
@@ -85,6 +86,8 @@ def build_executor(settings: EngineSettings, root: Path) -> Executor:
     """The engine that the settings name."""
     if settings.engine == "inline":
         return InlineExecutor(root, patience=settings.store_patience)
+    if settings.ray_address is not None:
+        forget_token()
     # Ray takes seconds to import and is not needed inline.
     from cryoseg_dist.runtime.ray_actors import RayExecutor
 
@@ -176,6 +179,8 @@ class LazyAccumulation:
         wanted = engine.dask_workers if engine.ray_address is None or engine.dask_workers is not None else -1
         if engine.engine == "inline" or engine.dask_address is not None or not wanted:
             return threads
+        if engine.ray_address is not None:
+            forget_token()
         from cryoseg_dist.runtime.dask_on_ray import DaskOnRay
 
         dask = self._stack.enter_context(DaskOnRay(None if wanted < 0 else wanted, address=engine.ray_address))

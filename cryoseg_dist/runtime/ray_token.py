@@ -4,6 +4,8 @@ import os
 import secrets
 import sys
 
+_drawn: dict[str, str] = {}
+
 
 def draw_token() -> None:
     """Draw a token that this process and those it starts share.
@@ -13,4 +15,14 @@ def draw_token() -> None:
     """
     if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = _drawn.setdefault("token", secrets.token_hex(32))
+
+
+def forget_token() -> None:
+    """Let go of a token that was drawn, before Ray is imported to join a cluster, which has a lock of its own or none.
+
+    With a token of ours the cluster could not answer: it would take this driver for dead and cancel its actors.
+    """
+    if "ray" not in sys.modules and os.environ.get("RAY_AUTH_TOKEN") == _drawn.get("token"):
+        os.environ.pop("RAY_AUTH_MODE", None)
+        os.environ.pop("RAY_AUTH_TOKEN", None)

@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from cryoseg_dist.runtime.ray_token import draw_token
+from cryoseg_dist.runtime.ray_token import draw_token, forget_token
 
 BOARDS = Path(__file__).resolve().parents[2] / "deploy" / "monitoring" / "dashboards"
 # Machines without a GPU say nothing of one, and clusters whose first actor is young nothing of actors.
@@ -34,6 +34,13 @@ def test_a_token_that_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ray")
     draw_token()
     assert re.fullmatch("[0-9a-f]{64}", os.environ["RAY_AUTH_TOKEN"])
+    # A cluster that is joined has a lock of its own; one that was given is kept for it.
+    forget_token()
+    assert not any(name.startswith("RAY_AUTH") for name in os.environ)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    forget_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == "theirs"
 
 
 @pytest.mark.ray
