@@ -17,7 +17,7 @@ from cryoseg_dist.kernels.interpolation import Interpolation
 from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.pipeline import export
 from cryoseg_dist.pipeline.maps import Refined, half_sets_of, read_map, reference_map, run_refine
-from cryoseg_dist.pipeline.memory_plan import plan_reconstruction
+from cryoseg_dist.pipeline.memory_plan import plan_reconstruction, threads_a_fold
 from cryoseg_dist.pipeline.mend import mended
 from cryoseg_dist.pipeline.micrographs import SetAside
 from cryoseg_dist.pipeline.pages import write_report
@@ -143,7 +143,7 @@ def _sum_up(
     s = session.settings
     settings, padding = s.reconstruct, s.reconstruct.padding
     size, pixel = particles.size, particles.optics.pixel_size
-    plan_reconstruction(session, particles)
+    plan = plan_reconstruction(session, particles)
     accumulate = session.accumulation()
     # Held, so that a run goes on with its folds whatever the number of workers is now.
     held = session.project.read_json(f"state/{run}/folds.json")
@@ -173,6 +173,7 @@ def _sum_up(
         interpolation=settings.interpolation,
         ewald=settings.ewald,
         diameter=particles.diameter,
+        threads=threads_a_fold(session, plan),
     )
     kept = accumulate.keep(stage, groups, run, on_fold=tell)
     finishing = SlabFinishing(

@@ -45,6 +45,14 @@ def plan_reconstruction(session: Session, particles: Particles) -> MemoryPlan:
     return plan
 
 
+def threads_a_fold(session: Session, plan: MemoryPlan) -> int:
+    """Threads that share a volume: cores for which there is no room for one of their own. On a cluster, one."""
+    engine = session.settings.engine
+    if engine.dask_address is not None or engine.ray_address is not None:
+        return 1
+    return max(1, (engine.workers or os.cpu_count() or 1) // plan.threads)
+
+
 def finest_order(settings: RefineSettings, symmetry: str) -> int:
     """The finest grid of orientations that a refinement will search whole."""
     orders = range(settings.first_order, settings.last_order + 1)
