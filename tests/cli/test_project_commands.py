@@ -11,6 +11,7 @@ from cryoseg_dist.formats.mrc import write_stack
 from cryoseg_dist.pipeline.config import build_settings
 from cryoseg_dist.pipeline.run import run_pipeline
 from cryoseg_dist.pipeline.session import open_session
+from cryoseg_dist.runtime.events import Message, UnitFinished
 from cryoseg_dist.schema.work import Outcome
 from cryoseg_dist.store.clean import write_current
 from cryoseg_dist.store.ledger import Ledger, Mark
@@ -34,17 +35,20 @@ def ingested(tmp_path: Path) -> Path:
     return tmp_path / "P"
 
 
-def ingest(folder: Path) -> list[Outcome]:
+def ingest(folder: Path, until: str = "ingest", events: tuple = ()) -> list[Outcome]:
     settings = build_settings(
         {
             "data": {
                 "micrographs": str(folder / "in" / "*.mrc"), "pixel_size": 4.0, "voltage": 300, "spherical_aberration": 2.7
             },
             "engine": {"engine": "inline"},
+            "ctf": {"min_significance": 0, "max_resolution": 100, "max_astigmatism": 1e4},
         }
     )  # fmt: skip
-    with open_session(settings, folder / "P", [], ["cryoseg", "--metrics-push", "http://user:word@host"]) as session:
-        run = run_pipeline(session, until="ingest").micrographs
+    with open_session(
+        settings, folder / "P", events, ["cryoseg", "--metrics-push", "http://user:word@host"]
+    ) as session:
+        run = run_pipeline(session, until=until).micrographs
         assert run is not None
         marks = Ledger(session.project.ledger_path(run.run)).load()
     return [marks[key].outcome for key in sorted(marks)]
@@ -84,6 +88,19 @@ def test_verify_names_what_is_damaged_and_mends_it(ingested: Path) -> None:
     marks = Ledger(next((ingested / "ledger").glob("ingest-*.jsonl"))).load()
     assert sorted(marks) == ["ingest/000000", "ingest/000002"]
     assert call("verify", ingested.parent / "in").exit_code == 2
+
+
+def test_a_run_that_meets_damage_computes_it_again(ingested: Path) -> None:
+    shard = next((ingested / "store.zarr").glob("ingest-*/micrographs/c/1/0/0"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    seen: list = []
+    assert ingest(ingested.parent, "ctf", (seen.append,)) == [Outcome.DONE, Outcome.DONE, Outcome.SET_ASIDE]
+    ended = [event.key for event in seen if isinstance(event, UnitFinished)]
+    # The damaged one once, and no other again.
+    assert sorted(ended) == ["ctf/000000", "ctf/000001", "ingest/000001"]
+    [told] = [event.text for event in seen if isinstance(event, Message) and event.stage == "mend"]
+    assert "ingest/000001 computed again" in told
+    assert call("verify", ingested).exit_code == 0
 
 
 def test_clean_says_what_goes_and_asks(ingested: Path) -> None:
