@@ -76,7 +76,7 @@ def _typed(table: pd.DataFrame, known: Sequence[Column], where: str) -> pd.DataF
         if bad.any():
             row = int(np.argmax(bad))
             raise BadInputError(
-                f"{where}: {column.label}", "numbers", f"{str(out[column.name].iloc[row])[:80]!r} in row {row + 1}"
+                f"{where}: _{column.label}", "numbers", f"{str(out[column.name].iloc[row])[:80]!r} in row {row + 1}"
             )
         out[column.name] = values.astype("int64" if column.dtype == "int64" else "float64")
     return out
@@ -156,7 +156,7 @@ def _numbers(table: pd.DataFrame, label: str, where: str) -> pd.Series:
     values = pd.to_numeric(table[label], errors="coerce").astype("float64")
     if values.isna().any():
         row = int(np.argmax(values.isna().to_numpy()))
-        raise BadInputError(f"{where}: {label}", "numbers", f"{table[label].iloc[row]!r} in row {row + 1}")
+        raise BadInputError(f"{where}: _{label}", "numbers", f"{table[label].iloc[row]!r} in row {row + 1}")
     return values
 
 
@@ -172,7 +172,7 @@ def _split_optics(rows: pd.DataFrame, where: str) -> tuple[pd.DataFrame, pd.Data
         if pixel not in rows:
             magnification = _numbers(rows, old[1], where)
             if not (magnification > 0).all():
-                raise BadInputError(f"{where}: {old[1]}", "positive numbers", "0 or less")
+                raise BadInputError(f"{where}: _{old[1]}", "positive numbers", "0 or less")
             rows[pixel] = (1e4 * _numbers(rows, old[0], where) / magnification).round(9)
         rows = rows.drop(columns=list(old))
     held = [name for name in (*OLD_OPTICS, pixel) if name in rows]
