@@ -182,7 +182,13 @@ class Accumulation:
         from distributed import Client
 
         place = {"scheduler_file" if self.address.endswith(".json") else "address": self.address}
-        client = stack.enter_context(Client(**place, security=self.security, set_as_default=False))
+        try:
+            client = stack.enter_context(Client(**place, security=self.security, set_as_default=False))
+        except Exception as fault:
+            raise StageFailedError(
+                f"{self.address}: expected a Dask scheduler that lets this client in, got {last_line(fault)}. "
+                "Check engine.dask_address and what distributed.comm says of TLS."
+            ) from fault
         topic = f"folds-{uuid4().hex}"
         client.subscribe_topic(topic, lambda event: desk.take(Mark.from_json(event[1])))
         return client, ToScheduler(topic)

@@ -52,7 +52,7 @@ class ReconstructSettings(Settings):
     """Oversampling of Fourier space."""
     interpolation: Interpolation = Interpolation.TRILINEAR
     """How `cryoseg reconstruct` spreads Fourier pixels over voxels: `trilinear`, or `kaiser_bessel`, which takes longer and loses less with
-    `padding = 1`."""
+    a padding of 1."""
     ewald: EwaldSphere = EwaldSphere.FLAT
     """Ewald-sphere correction of `cryoseg reconstruct` for thick particles at high resolution. Handedness and microscope decide between
     `positive` and `negative`: try both, the better resolution is right."""

@@ -175,8 +175,7 @@ def test_a_killed_driver_goes_on_where_it_ended(tmp_path: Path, folder: Path) ->
         from cryoseg_dist.runtime.runner import Runner
         from cryoseg_dist.runtime.events import EventBus
         from cryoseg_dist.store.ledger import Ledger
-from cryoseg_dist.store.project import Project
-from cryoseg_dist.store.take_back import take_back_failed
+        from cryoseg_dist.store.project import Project
         from tests.runtime.engine_stages import Squares, spec, units
         root = Path({str(root)!r})
         slow = EventBus(lambda event: time.sleep(0.3))

@@ -7,6 +7,7 @@ import pytest
 
 from cryoseg_dist.errors import StageFailedError
 from cryoseg_dist.runtime.ray_capacity import healthy_node, room, wait_for_room
+from cryoseg_dist.store.project import Project
 
 
 def node(cpus: float, gpus: float = 0.0, alive: bool = True) -> dict[str, object]:
@@ -53,6 +54,7 @@ def test_waiting_gives_up_and_tells_what_fits(ray_session: None) -> None:
 def test_an_engine_goes_on_with_the_workers_that_came(ray_session: None, tmp_path: Path) -> None:
     from cryoseg_dist.runtime.ray_actors import RayExecutor
 
+    Project(tmp_path, create=True)
     executor = RayExecutor(tmp_path, workers=3, cpus_per_worker=1.0, wait=0.5)
     try:
         assert executor.workers == 2
@@ -64,6 +66,7 @@ def test_an_engine_goes_on_with_the_workers_that_came(ray_session: None, tmp_pat
 def test_an_engine_without_any_room_says_what_to_do(ray_session: None, tmp_path: Path) -> None:
     from cryoseg_dist.runtime.ray_actors import RayExecutor
 
+    Project(tmp_path, create=True)
     with pytest.raises(StageFailedError, match="wait_for_workers"):
         RayExecutor(tmp_path, workers=1, gpus_per_worker=1.0, wait=0.5)
     with pytest.raises(StageFailedError, match="3 workers"):
