@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from pydantic import ValidationError
 
@@ -21,6 +20,7 @@ from cryoseg_dist.formats.mrc import write_volume
 from cryoseg_dist.kernels.coverage import coverage_verdict, empty_cells, view_coverage
 from cryoseg_dist.kernels.map_comparison import MapComparison
 from cryoseg_dist.kernels.symmetry import operators
+from cryoseg_dist.kernels.views import view_axes
 from cryoseg_dist.pipeline import validation
 from cryoseg_dist.pipeline.config import describe_fault
 from cryoseg_dist.pipeline.maps import half_sets_of
@@ -29,7 +29,6 @@ from cryoseg_dist.pipeline.particle_tables import read_particles
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.provenance import by_command
 from cryoseg_dist.report.data import MapView
-from cryoseg_dist.report.figures_orientations import view_axes
 from cryoseg_dist.report.validation_page import build_validation
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
 from cryoseg_dist.simulate.specimen import from_model
@@ -87,7 +86,7 @@ def of_particles(
     particles: Particles, halves: validation.Halves, maps: PostprocessResult, symmetry: str, workers: int | None
 ) -> tuple[dict[str, Any], ParticleCurve | None]:
     """Coverage of the views and, where the images are those of the map, resolution against their number."""
-    views = torch.from_numpy(view_axes(particles.table[["rot", "tilt"]].to_numpy(float), symmetry))
+    views = view_axes(particles.table[["rot", "tilt"]].to_numpy(float), symmetry)
     coverage = view_coverage(views)
     verdict = coverage_verdict(coverage)
     shell = halves.half1.shape[-1] * halves.pixel_size / maps.resolution

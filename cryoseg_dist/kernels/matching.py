@@ -8,6 +8,7 @@ one component (real or imaginary) of the noise.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -224,15 +225,14 @@ def search(
     """
     best: Best | None = None
     first = 0
-    images = _Images(observations, phases) if index is None else None
+    if index is None:
+        products = partial(_shared_products, _Images(observations, phases))
+    else:
+        products = partial(own_products, observations, phases, index=index)
     for references in reference_chunks:
-        n_references = len(references) if index is None else index.shape[1]
-        if images is None:
-            assert index is not None
-            products = own_products(observations, phases, references, index)
-        else:
-            products = _shared_products(images, references)
-        values, places, log_sum = _best_scores(*products, prior, keep, any_scale)
+        cross, energy = products(references)
+        n_references = energy.shape[1]
+        values, places, log_sum = _best_scores(cross, energy, prior, keep, any_scale)
         found = Best(values, places // n_references, places % n_references + first, log_sum)
         best = found if best is None else _merged(best, found, keep)
         first += n_references

@@ -21,6 +21,7 @@ from cryoseg_dist.pipeline.memory_plan import plan_reconstruction, threads_a_fol
 from cryoseg_dist.pipeline.mend import mended
 from cryoseg_dist.pipeline.micrographs import SetAside
 from cryoseg_dist.pipeline.pages import write_report
+from cryoseg_dist.pipeline.particle_folds import fold_of
 from cryoseg_dist.pipeline.particle_tables import findable
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.run import RunResult, finish_maps
@@ -29,35 +30,25 @@ from cryoseg_dist.pipeline.sums_to_maps import finish_by_slabs, solve_in_memory
 from cryoseg_dist.runtime.events import StageFinished, StageStarted, UnitFinished
 from cryoseg_dist.runtime.folds import partials_name
 from cryoseg_dist.runtime.slab_finishing import SlabFinishing
-from cryoseg_dist.schema.work import Outcome, Read, Unit
+from cryoseg_dist.schema.work import Outcome, Unit
 from cryoseg_dist.stages.reconstruct import FoldStage, pose_table
 from cryoseg_dist.store.ledger import Ledger, Mark
 
-# Images a fold reads at once, and images of a fold at most: what an interruption can cost.
-PART_IMAGES, FOLD_IMAGES = 256, 16384
+# Images of a fold at most: what an interruption can cost.
+FOLD_IMAGES = 16384
 
 
 def plan_folds(
     run: str, particles: Particles, groups: Mapping[str, np.ndarray], poses: np.ndarray, n_folds: int
 ) -> dict[str, list[Unit]]:
-    """Folds of each group of rows: stretches of particles, read in parts."""
+    """Folds of each group of rows: stretches of particles."""
     out: dict[str, list[Unit]] = {}
     for group, rows in groups.items():
-        out[group] = folds = []
         if particles.array is not None:
             # Neighbours in the array are read as one stretch.
             rows = rows[np.argsort(particles.table["store_index"].to_numpy()[rows], kind="stable")]
-        for number, members in enumerate(
-            np.array_split(rows, min(len(rows), max(n_folds, -(-len(rows) // FOLD_IMAGES))))
-        ):
-            reads: dict[str, Read] = {}
-            parts: list[dict[str, Any]] = []
-            for first in range(0, len(members), PART_IMAGES):
-                piece = members[first : first + PART_IMAGES]
-                reads[f"images/{len(parts)}"], which = particles.read_of(piece)
-                part = {"ctf": particles.transfer(piece), "poses": poses[piece]}
-                parts.append(part if which is None else part | {"rows": which})
-            folds.append(Unit(f"{run}/{group}/{number:04d}", reads, {}, {"half": 0, "parts": parts}))
+        stretches = np.array_split(rows, min(len(rows), max(n_folds, -(-len(rows) // FOLD_IMAGES))))
+        out[group] = [fold_of(f"{run}/{group}/{i:04d}", particles, r, poses[r]) for i, r in enumerate(stretches)]
     return out
 
 

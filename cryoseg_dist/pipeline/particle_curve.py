@@ -1,19 +1,16 @@
 """Resolution against the number of particles, from particles with angles."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from cryoseg_dist.pipeline.particle_folds import PART_IMAGES, fold_of
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
-from cryoseg_dist.schema.work import Read, Unit
+from cryoseg_dist.schema.work import Unit
 from cryoseg_dist.stages.particle_curve import ParticleCurve, nested_subsets, particle_curve
 from cryoseg_dist.stages.reconstruct import FoldStage, complete, maps_of_sums, pose_table
-
-# Images of a fold read at once.
-PART_IMAGES = 256
 
 
 def run_particle_curve(
@@ -79,15 +76,8 @@ def run_particle_curve(
 
 
 def folds(particles: Particles, poses: np.ndarray, rows: np.ndarray, half: int, count: int) -> list[Unit]:
-    """Some particles of a half set in a few folds, each read in parts."""
-    units = []
-    for number, members in enumerate(np.array_split(rows, max(1, min(count, len(rows) // PART_IMAGES)))):
-        reads: dict[str, Read] = {}
-        parts: list[dict[str, Any]] = []
-        for first in range(0, len(members), PART_IMAGES):
-            some = members[first : first + PART_IMAGES]
-            reads[f"images/{len(parts)}"], which = particles.read_of(some)
-            part = {"ctf": particles.transfer(some), "poses": poses[some]}
-            parts.append(part if which is None else part | {"rows": which})
-        units.append(Unit(f"curve/{half}/{len(rows)}/{number}", reads, {}, {"half": half, "parts": parts}))
-    return units
+    """Some particles of a half set in a few folds."""
+    stretches = np.array_split(rows, max(1, min(count, len(rows) // PART_IMAGES)))
+    return [
+        fold_of(f"curve/{half}/{len(rows)}/{i}", particles, some, poses[some], half) for i, some in enumerate(stretches)
+    ]

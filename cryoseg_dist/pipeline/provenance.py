@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -10,7 +9,7 @@ from cryoseg_dist import __version__
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.runtime.events import without_secrets
 from cryoseg_dist.store.manifest import read_manifest
-from cryoseg_dist.store.project import Project
+from cryoseg_dist.store.project import Project, now
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,6 @@ def ancestry(project: Project, run: str) -> tuple[list[str], str]:
         found += above
         level = above
     return found, weights
-
-
-def now() -> str:
-    """Date and time, UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def by_command(command: Sequence[str]) -> Provenance:

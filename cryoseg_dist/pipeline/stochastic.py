@@ -19,6 +19,7 @@ from cryoseg_dist.pipeline.maps import (
     write_maps,
 )
 from cryoseg_dist.pipeline.memory_plan import plan_stochastic
+from cryoseg_dist.pipeline.particle_folds import fold_of
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.runtime.events import IterationFinished
@@ -122,12 +123,7 @@ def _last_state(session: Session, run: str) -> tuple[int, dict[str, Any] | None]
 
 def _random_fold(particles: Particles, rows: np.ndarray, start: int, settings: abinitio.AbinitioSettings) -> Unit:
     """Particles in random orientations."""
-    source, some = particles.read_of(rows)
-    poses = abinitio.random_poses(len(rows), start, settings)
-    part: dict[str, Any] = {"ctf": particles.transfer(rows), "poses": poses}
-    if some is not None:
-        part["rows"] = some
-    return Unit(f"random/{start}", {"images/0": source}, {}, {"half": start, "parts": [part]})
+    return fold_of(f"random/{start}", particles, rows, abinitio.random_poses(len(rows), start, settings), start)
 
 
 def _write_sum(session: Session, name: str, place: int, total: Tensor) -> None:

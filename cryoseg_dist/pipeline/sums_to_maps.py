@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cryoseg_dist.kernels.coverage import view_coverage
 from cryoseg_dist.kernels.mask import distance_from_centre
+from cryoseg_dist.kernels.views import view_axes
 from cryoseg_dist.pipeline.maps import map_region, read_map
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.pipeline.validation import read_mask
-from cryoseg_dist.report.figures_orientations import view_axes
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
 from cryoseg_dist.runtime.slab_finishing import SlabFinishing, mean_by_shell
 from cryoseg_dist.stages.reconstruct import complete, maps_of_sums, noise_to_signal, solved_map, solver_words
@@ -31,17 +29,20 @@ def finish_by_slabs(
     accumulate.run(finishing.total_tasks())
     for first in range(0, n, 2):
         pair, into = (first, first + 1), 3 * first // 2
-        means = [mean_by_shell(accumulate.run(finishing.weight_tasks(group))) for group in pair]
-        for i in (0, 1):
-            accumulate.run(finishing.line_tasks(into + i, pair[i : i + 1], means[i]))
-            accumulate.run(finishing.map_tasks(into + i))
-        plain = [read_map(session, f"{finishing.run}/maps", into + i) for i in (0, 1)]
+        weights = accumulate.run([task for group in pair for task in finishing.weight_tasks(group)])
+        half = len(weights) // 2
+        mean1, mean2 = mean_by_shell(weights[:half]), mean_by_shell(weights[half:])
+        halves = [(into, pair[:1], mean1), (into + 1, pair[1:], mean2)]
+        accumulate.run([task for made in halves for task in finishing.line_tasks(*made)])
+        accumulate.run([task for number, *_ in halves for task in finishing.map_tasks(number)])
+        plain = [read_map(session, f"{finishing.run}/maps", number) for number, *_ in halves]
         curve = masked_fsc(plain[0], plain[1], pixel_size, diameter)
         del plain
-        for i, groups in enumerate((pair[:1], pair[1:], pair)):
-            mean = torch.stack([means[g - first] for g in groups]).sum(dim=0)
-            accumulate.run(finishing.line_tasks(into + i, groups, mean, noise_to_signal(curve, len(groups))))
-            accumulate.run(finishing.map_tasks(into + i))
+        maps = [*halves, (into + 2, pair, mean1 + mean2)]
+        accumulate.run(
+            [task for made in maps for task in finishing.line_tasks(*made, noise_to_signal(curve, len(made[1])))]
+        )
+        accumulate.run([task for number, *_ in maps for task in finishing.map_tasks(number)])
 
 
 def solve_in_memory(
@@ -69,6 +70,6 @@ def solve_in_memory(
             iterations.append(solved.iterations)
             session.project.write(map_region(f"{finishing.run}/maps", 3 * i + j, size), solved.volume.numpy()[None])
         axes = view_axes(table[["rot", "tilt"]].to_numpy(float), symmetry)
-        words = solver_words(view_coverage(torch.from_numpy(axes)), size, pixel, extent)
+        words = solver_words(view_coverage(axes), size, pixel, extent)
         figures[str(number)] = {"name": "cg", "iterations": iterations, "words": words}
     return figures

@@ -1,26 +1,9 @@
-"""Where the particles are seen from, and whether that is even enough."""
+"""Where the particles are seen from, drawn."""
 
 import numpy as np
-import torch
 from markupsafe import Markup
 
-from cryoseg_dist.kernels.coverage import Coverage, view_coverage
-from cryoseg_dist.kernels.so3 import euler_to_matrix
-from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.report.drawing import MUTED, figure, styled, svg
-
-_MOST = 200_000  # views that enter the figure and the numbers
-
-
-def view_axes(orientations: np.ndarray, symmetry: str | None, seed: int = 0) -> np.ndarray:
-    """Unit view axes of particles with all their symmetry-related copies, float32, shape (n, 3), xyz."""
-    angles = torch.as_tensor(np.asarray(orientations, dtype=np.float64)[:, :2].copy())
-    group = operators(symmetry or "C1").to(torch.float64)
-    most = max(1, _MOST // group.shape[0])
-    if angles.shape[0] > most:
-        angles = angles[torch.randperm(angles.shape[0], generator=torch.Generator().manual_seed(seed))[:most]]
-    matrices = euler_to_matrix(angles[:, 0], angles[:, 1], torch.zeros_like(angles[:, 0])).to(torch.float64)
-    return torch.einsum("nj,gjk->ngk", matrices[:, 2], group).reshape(-1, 3).to(torch.float32).numpy()
 
 
 @styled
@@ -45,8 +28,3 @@ def orientation_map(views: np.ndarray) -> Markup:
     bar.set_label("density relative to even")
     bar.outline.set_edgecolor(MUTED)
     return svg(drawing, "Distribution of view directions over the sphere")
-
-
-def measure(views: np.ndarray) -> Coverage:
-    """Coverage of Fourier space by the views."""
-    return view_coverage(torch.from_numpy(np.ascontiguousarray(views)))

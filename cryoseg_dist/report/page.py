@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cryoseg_dist.kernels.coverage import coverage_verdict
+from cryoseg_dist.kernels.coverage import coverage_verdict, view_coverage
+from cryoseg_dist.kernels.views import view_axes
 from cryoseg_dist.report.data import ReportData, RunSummary
 from cryoseg_dist.report.figures_classes import class_cards
 from cryoseg_dist.report.figures_curves import convergence_figure, duration, fsc_figure, time_figure
 from cryoseg_dist.report.figures_map import map_pictures
 from cryoseg_dist.report.figures_micrographs import ctf_cards, ctf_overview, gallery, number
-from cryoseg_dist.report.figures_orientations import measure, orientation_map, view_axes
+from cryoseg_dist.report.figures_orientations import orientation_map
 from cryoseg_dist.report.figures_validation import local_slices
 from cryoseg_dist.report.validation_parts import validation_parts
 
@@ -84,9 +85,9 @@ def orientation_part(orientations: np.ndarray | None, symmetry: str | None) -> d
     if orientations is None or len(orientations) == 0:
         return None
     views = view_axes(np.asarray(orientations), symmetry)
-    verdict = coverage_verdict(measure(views))
+    verdict = coverage_verdict(view_coverage(views))
     return {
-        "figure": orientation_map(views),
+        "figure": orientation_map(views.numpy()),
         "even": verdict.even,
         "words": verdict.words,
         "count": len(orientations),

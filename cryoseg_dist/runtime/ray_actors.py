@@ -32,10 +32,10 @@ from cryoseg_dist.store.project import Project
 IN_FLIGHT = 2
 # Seconds that a worker rests at most after a failure.
 LONGEST_REST = 2.0
-# Seconds that workers may take to come up when none is left; seconds between two tries to reach a lost one, at first and
-# at most; tries before it is replaced.
 # Seconds that a unit waits for another worker than the one it failed on, while none is up.
 COMING_UP = 15.0
+# Seconds that workers may take to come up when none is left; seconds between two tries to reach a lost one, at first and
+# at most; tries before it is replaced.
 START_PATIENCE, PROBE_PAUSE, LONGEST_PROBE_PAUSE, PROBES = 300.0, 1.0, 30.0, 3
 
 

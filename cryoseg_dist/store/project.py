@@ -37,6 +37,11 @@ class StoreError(CryosegError):
     """The project on disk does not hold what was asked of it."""
 
 
+def now() -> str:
+    """Date and time, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader or a crash sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,8 +185,7 @@ class Project:
 
     def _made_by(self) -> dict[str, str]:
         """What makes arrays now; the run that an array is named after has its manifest in ``runs``."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        return {"cryoseg_dist": __version__, "command": " ".join(self.command), "time": now}
+        return {"cryoseg_dist": __version__, "command": " ".join(self.command), "time": now()}
 
     def create(self, spec: ArraySpec) -> None:
         """Create an array; an equal one that exists is kept with its contents.

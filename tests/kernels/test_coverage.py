@@ -13,7 +13,7 @@ from cryoseg_dist.kernels.coverage import (
     sphere_points,
     view_coverage,
 )
-from cryoseg_dist.report.figures_orientations import view_axes
+from cryoseg_dist.kernels.views import view_axes
 
 
 def even_views(count: int = 20_000, seed: int = 0) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_sampling_of_even_views_is_one_everywhere():
 
 def test_symmetry_spreads_views():
     orientations = torch.tensor([[10.0, 40.0], [20.0, 50.0]]).numpy()
-    views = torch.from_numpy(view_axes(orientations, "O"))
+    views = view_axes(orientations, "O")
     assert views.shape == (48, 3)
     torch.testing.assert_close(views.norm(dim=1), torch.ones(48))
     # Copies of one view under a point group sum to nothing.

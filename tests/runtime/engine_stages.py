@@ -13,8 +13,23 @@ from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.schema.work import ArraySpec, Read, Region, Unit, UnitResult
 
 
+class Plain:
+    """What all these stages have in common."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    @property
+    def shared_reads(self) -> Mapping[str, Read]:
+        return {}
+
+    def setup(self, shared: Mapping[str, np.ndarray], device: str) -> None:
+        return None
+
+
 @dataclass(frozen=True)
-class Squares:
+class Squares(Plain):
     """Writes the square of each unit's number; some numbers misbehave.
 
     Attributes
@@ -30,17 +45,6 @@ class Squares:
     folder: str
     faults: Mapping[int, str]
     seconds: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return "squares"
-
-    @property
-    def shared_reads(self) -> Mapping[str, Read]:
-        return {}
-
-    def setup(self, shared: Mapping[str, np.ndarray], device: str) -> None:
-        return None
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         i = int(unit.parameters["i"])
@@ -100,19 +104,8 @@ def folds(n: int, first: int = 0) -> list[Unit]:
 
 
 @dataclass(frozen=True)
-class Planes:
+class Planes(Plain):
     """Writes a plane of a MiB that holds the unit's number."""
-
-    @property
-    def name(self) -> str:
-        return "planes"
-
-    @property
-    def shared_reads(self) -> Mapping[str, Read]:
-        return {}
-
-    def setup(self, shared: Mapping[str, np.ndarray], device: str) -> None:
-        return None
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         return UnitResult({"plane": np.full((1, 512, 512), unit.parameters["i"], dtype=np.float32)}, {})
@@ -130,22 +123,11 @@ def plane_units(n: int) -> list[Unit]:
 
 
 @dataclass(frozen=True)
-class FailsOn:
+class FailsOn(Plain):
     """Squares that fail in one process: the first that computes a unit, or all on one node."""
 
     folder: str
     node: str = ""
-
-    @property
-    def name(self) -> str:
-        return "squares"
-
-    @property
-    def shared_reads(self) -> Mapping[str, Read]:
-        return {}
-
-    def setup(self, shared: Mapping[str, np.ndarray], device: str) -> None:
-        return None
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         import ray
