@@ -1,5 +1,6 @@
 """Stages that misbehave on purpose, importable by workers."""
 
+import contextlib
 import os
 import time
 from collections.abc import Collection, Mapping
@@ -134,14 +135,13 @@ class FailsOn(Plain):
 
         time.sleep(0.05)
         i, here = int(unit.parameters["i"]), ray.get_runtime_context().get_node_id()
-        sick = Path(self.folder) / "sick"
-        if not self.node:
-            try:
-                with sick.open("x") as stream:
-                    stream.write(str(os.getpid()))
-            except FileExistsError:
-                pass
-        if here == self.node or (not self.node and sick.read_text() in ("", str(os.getpid()))):
+        sick, me = Path(self.folder) / "sick", Path(self.folder) / f"me-{os.getpid()}"
+        if not self.node and not sick.exists():
+            # A link appears whole, so that nobody reads a name half written.
+            me.write_text(str(os.getpid()))
+            with contextlib.suppress(FileExistsError):
+                os.link(me, sick)
+        if here == self.node or (not self.node and sick.read_text() == str(os.getpid())):
             (Path(self.folder) / f"failed-{i}-{os.getpid()}").touch()
             raise OSError("no such device")
         return UnitResult({"square": np.full((1, 3), i * i, dtype=np.float32)}, {"i": i})
