@@ -112,27 +112,24 @@ def open_session(settings: RunSettings, root: Path, sinks: Sequence[Sink], comma
     CryosegError
         Another driver holds the project.
     """
-    with project_lock(root):
+    # What was started first has started Ray too, and ends last.
+    with project_lock(root), ExitStack() as started:
         project = Project(root, create=True, store=settings.engine.store)
         said = tuple(without_secrets(word) for word in command)
         project.command = said
         project.write_json("settings.json", settings.model_dump(exclude_unset=True))
         emit = EventBus(*sinks, JsonLog(root / "events.jsonl"))
-        executor = LazyExecutor(settings.engine, root)
-        summing = LazyAccumulation(settings, root)
+        executor = LazyExecutor(settings.engine, root, started)
+        summing = LazyAccumulation(settings, root, started)
         runner = Runner(project, executor, emit, settings.engine.check_space, settings.engine.store_patience)
-        try:
-            yield Session(settings, project, runner, emit, said, summing)
-        finally:
-            summing.close()
-            executor.close()
+        yield Session(settings, project, runner, emit, said, summing)
 
 
 class LazyExecutor:
-    """Starts the engine with the first unit: a run that has nothing left to compute starts none."""
+    """Starts the engine with the first unit: a run that has nothing left to compute starts none; the stack ends it."""
 
-    def __init__(self, settings: EngineSettings, root: Path) -> None:
-        self._settings, self._root = settings, root
+    def __init__(self, settings: EngineSettings, root: Path, started: ExitStack) -> None:
+        self._settings, self._root, self._started = settings, root, started
         self._executor: Executor | None = None
 
     @property
@@ -144,6 +141,7 @@ class LazyExecutor:
         """Compute units on the engine."""
         if self._executor is None:
             self._executor = build_executor(self._settings, self._root)
+            self._started.callback(self.close)
         return self._executor.map(stage, units)
 
     def close(self) -> None:
@@ -153,11 +151,10 @@ class LazyExecutor:
 
 
 class LazyAccumulation:
-    """Starts Dask workers, where the settings ask for them, with the first sum."""
+    """Starts Dask workers, where the settings ask for them, with the first sum; the stack ends them."""
 
-    def __init__(self, settings: RunSettings, root: Path) -> None:
-        self._settings, self._root = settings, root
-        self._stack = ExitStack()
+    def __init__(self, settings: RunSettings, root: Path, started: ExitStack) -> None:
+        self._settings, self._root, self._started = settings, root, started
         self._accumulation: Accumulation | None = None
         self._threads = settings.engine.workers or os.cpu_count() or 1
 
@@ -183,9 +180,5 @@ class LazyAccumulation:
             forget_token()
         from cryoseg_dist.runtime.dask_on_ray import DaskOnRay
 
-        dask = self._stack.enter_context(DaskOnRay(None if wanted < 0 else wanted, address=engine.ray_address))
+        dask = self._started.enter_context(DaskOnRay(None if wanted < 0 else wanted, address=engine.ray_address))
         return Accumulation(self._root, dask.workers, split, address=dask.address, security=dask.security)
-
-    def close(self) -> None:
-        """Stop workers that were started."""
-        self._stack.close()
