@@ -1,4 +1,4 @@
-"""``cryoseg clean``: room on the disk, without losing a result."""
+"""``cryoseg clean``: room on the disk or in the bucket, without losing a result."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,6 @@ import typer
 from cryoseg_dist.cli.guard import DONE, guarded
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.store.clean import Part, parts
-from cryoseg_dist.store.location import is_url
 from cryoseg_dist.store.lock import project_lock
 from cryoseg_dist.store.project import Project
 
@@ -34,9 +33,6 @@ def clean(
 
     def action() -> int:
         opened = Project(project)
-        if is_url(opened.location):
-            remedy = "Remove prefixes of the runs that you do not need from the bucket yourself."
-            raise BadInputError("cryoseg clean", "a project whose arrays lie in its folder", opened.location, remedy)
         with project_lock(project):
             found = parts(opened)
             if not found:

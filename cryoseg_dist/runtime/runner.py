@@ -11,6 +11,7 @@ from cryoseg_dist.runtime.events import EventBus, StageFinished, StageStarted, U
 from cryoseg_dist.runtime.executor import STORE_PATIENCE, Executor, Retry
 from cryoseg_dist.schema.work import ArraySpec, MapStage, Outcome, Unit
 from cryoseg_dist.store.ledger import Ledger, Mark
+from cryoseg_dist.store.location import is_url
 from cryoseg_dist.store.project import Project
 from cryoseg_dist.store.space import bytes_of, require_room
 
@@ -95,7 +96,8 @@ class Runner:
                 self.emit(UnitsFound(stage.name, run_id, dict(held)))
             if not quiet:
                 self.emit(StageStarted(stage.name, run_id, len(units), len(units) - len(missing)))
-            if missing and self.check_space:
+            # Nobody can tell how much room a bucket has.
+            if missing and self.check_space and not is_url(self.project.location):
                 regions = [region for unit in missing for region in unit.writes.values()]
                 dtypes = {name: self.project.spec(name).dtype for name in {region.array for region in regions}}
                 require_room(self.project.root, bytes_of(regions, dtypes), stage.name)

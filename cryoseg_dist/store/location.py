@@ -48,13 +48,10 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def open_location(location: str) -> Any:
-    """What zarr reads and writes at a folder or a URL."""
-    if not is_url(location):
-        return location
+def object_store(url: str) -> Any:
+    """A prefix of an object store, whose requests are tried again."""
     # Takes a while to load and is needed for URLs alone.
     from obstore.store import S3Store
-    from zarr.storage import ObjectStore
 
     backoff: Any = {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=LONGEST_WAIT), "base": 2}
     retries: Any = {"max_retries": MOST_RETRIES, "retry_timeout": timedelta(seconds=RETRY_SECONDS), "backoff": backoff}
@@ -64,7 +61,16 @@ def open_location(location: str) -> Any:
         # Only where the user names such an endpoint.
         "allow_http": os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"),
     }
-    return ObjectStore(S3Store.from_url(location, retry_config=retries, client_options=limits))
+    return S3Store.from_url(url, retry_config=retries, client_options=limits)
+
+
+def open_location(location: str) -> Any:
+    """What zarr reads and writes at a folder or a URL."""
+    if not is_url(location):
+        return location
+    from zarr.storage import ObjectStore
+
+    return ObjectStore(object_store(location))
 
 
 def open_group(location: str) -> Any:

@@ -19,6 +19,7 @@ from cryoseg_dist.schema.work import Outcome
 from cryoseg_dist.store.journal import Journal
 from cryoseg_dist.store.project import Project
 from tests.runtime.engine_stages import Planes, Squares, plane_spec, plane_units, spec, units
+from tests.s3_server import S3Server
 
 N = 8
 
@@ -71,6 +72,12 @@ def test_what_will_not_fit_is_refused_before_it_starts(small_disk: Path) -> None
         run_planes(root, check_space=True)
     assert not Project(root).ledger_path("run").exists()
     remount(small_disk, "size=64m")
+    assert run_planes(root, check_space=True) == [Outcome.DONE] * N
+
+
+def test_a_small_disk_does_not_limit_what_goes_to_a_bucket(small_disk: Path, s3_server: S3Server) -> None:
+    root = small_disk / "project"
+    Project(root, create=True, store="s3://bucket/planes")
     assert run_planes(root, check_space=True) == [Outcome.DONE] * N
 
 

@@ -1,6 +1,7 @@
 """What verify finds, what is taken back, and what may go."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 from cryoseg_dist.schema.work import ArraySpec, Outcome, Region
 from cryoseg_dist.store.audit import audit
 from cryoseg_dist.store.checksums import digest_of, write_sums
-from cryoseg_dist.store.clean import parts, write_current
+from cryoseg_dist.store.clean import Part, parts, write_current
 from cryoseg_dist.store.ledger import Ledger, Mark
 from cryoseg_dist.store.manifest import write_manifest
 from cryoseg_dist.store.project import Project
 from cryoseg_dist.store.take_back import take_back_failed, take_back_region
+from tests.s3_server import S3Server
 
 RUN = "ingest-1"
+OBJECT = re.compile(r"<Key>([^<]*)</Key>.*?<Size>(\d+)</Size>", re.DOTALL)
 
 
 def array(project: Project, name: str, n: int = 3) -> None:
@@ -119,7 +122,8 @@ def test_results_of_an_iteration_go_back_before_it(project: Project) -> None:
     assert take_back_region(project, Region("refine-1/averages", (0,), (1,))).states == ("it001.json", "done.json")
 
 
-def test_only_what_can_go_goes(project: Project) -> None:
+def remains_what_shall(project: Project) -> list[Part]:
+    """Make and remove what may go; what that was."""
     for run, stage in (("segment-1", "segment"), ("pick-1", "pick"), ("refine-1", "refine"), ("refine-0", "refine")):
         write_manifest(project, run, stage, {}, {}, ["cryoseg"])
     for name in (
@@ -148,6 +152,32 @@ def test_only_what_can_go_goes(project: Project) -> None:
     assert not project.ledger_path("segment-1").exists()
     assert parts(project) == []
     assert audit(project).findings == []
+    return found
+
+
+def test_only_what_can_go_goes(project: Project) -> None:
+    remains_what_shall(project)
+
+
+def test_only_what_can_go_goes_from_a_bucket(s3_server: S3Server, tmp_path: Path) -> None:
+    def sizes(prefix: str) -> list[int]:
+        return [int(n) for key, n in OBJECT.findall(s3_server.objects()) if key.startswith(prefix)]
+
+    project = Project(tmp_path / "P", create=True, store="s3://bucket/cleaned")
+    project.export.mkdir()
+    array(project, f"{RUN}/rows")
+    with Ledger(project.ledger_path(RUN)) as ledger:
+        ledger.append(Mark("u/0", Outcome.DONE, writes=(write(project, f"{RUN}/rows", 0),)))
+    # Of another project, though its prefix begins with the same letters.
+    near = Project(tmp_path / "Q", create=True, store="s3://bucket/cleaned-not")
+    array(near, "refine-0/it001/maps")
+    array(project, "refine-0/it001/maps")
+    write(project, "refine-0/it001/maps", 0)
+    before, held = sizes("cleaned/refine-0/"), sizes("cleaned-not/")
+    told = {part.name: part.size for part in remains_what_shall(project)}
+    assert told["refine-0"] == sum(before) > 0
+    assert sizes("cleaned/refine-0/") == []
+    assert sizes("cleaned-not/") == held
 
 
 def test_a_run_younger_than_the_last_end_stays(project: Project) -> None:
