@@ -6,30 +6,31 @@ no truth: it may die at any time.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cryoseg_dist.errors import CryosegError, StageFailedError
 from cryoseg_dist.runtime.backlog import Backlog, Job, pause
-from cryoseg_dist.runtime.executor import STORE_PATIENCE, Finished, Retry, Worker, last_line
+from cryoseg_dist.runtime.executor import STORE_PATIENCE, Finished, Retry, last_line
 from cryoseg_dist.runtime.health import Health
+from cryoseg_dist.runtime.ray_call import Answer, _Actor
 from cryoseg_dist.runtime.ray_capacity import healthy_node, room, wait_for_room
 from cryoseg_dist.runtime.ray_start import start_ray
 from cryoseg_dist.schema.work import MapStage, Unit
 from cryoseg_dist.store.project import Project
 
-# Reads of the next unit overlap the computation of the last.
+# Calls of a worker, queued at once: reads of the next unit overlap the computation of the last.
 IN_FLIGHT = 2
+# A call takes at most this part of a worker's share of what is left, so that all end together.
+SHARES = 4
 # Seconds that a worker rests at most after a failure.
 LONGEST_REST = 2.0
 # Seconds that a unit waits for another worker than the one it failed on, while none is up.
@@ -39,34 +40,11 @@ COMING_UP = 15.0
 START_PATIENCE, PROBE_PAUSE, LONGEST_PROBE_PAUSE, PROBES = 300.0, 1.0, 30.0, 3
 
 
-@ray.remote(max_restarts=-1, max_task_retries=0)
-class _Actor:
-    """A worker in a process of its own."""
-
-    def __init__(self, project: Project, threads: int, gpu: bool) -> None:
-        torch.set_num_threads(threads)
-        os.environ["NUMBA_NUM_THREADS"] = str(threads)
-        self._worker = Worker(project, "cuda" if gpu else "cpu")
-        self._stage_number = -1
-
-    def hello(self) -> tuple[str, str]:
-        """Name of the worker and of its node: the process is up."""
-        return self._worker.name, ray.get_runtime_context().get_node_id()
-
-    def run(self, number: int, stage: list[Any], unit: Unit, attempts: int) -> Finished:
-        """Compute a unit; a stage seen for the first time is loaded first."""
-        if number != self._stage_number:
-            # The reference travels in a list, so that Ray hands it over unresolved and it is fetched once.
-            self._worker.load(ray.get(stage[0]))
-            self._stage_number = number
-        return self._worker.run(unit, attempts)
-
-
 @dataclass
 class _Flight:
-    """A unit on its way."""
+    """Units on their way in one call."""
 
-    job: Job
+    jobs: list[Job]
     started: float
 
 
@@ -87,8 +65,10 @@ class _Member:
         Probes in a row without an answer.
     rests_until : float
         Monotonic seconds before which it gets no unit.
+    size : int
+        Units that its next call takes at most.
     flights : dict of ObjectRef to _Flight
-        In the order in which they are computed.
+        Calls, in the order in which they are computed.
     """
 
     actor: Any
@@ -98,6 +78,7 @@ class _Member:
     probe_at: float = 0.0
     silent: int = 0
     rests_until: float = 0.0
+    size: int = 1
     flights: dict[Any, _Flight] = field(default_factory=dict)
 
 
@@ -160,7 +141,7 @@ class RayExecutor:
     @property
     def in_flight(self) -> int:
         """Units that actors have now, computing or next in turn."""
-        return sum(len(member.flights) for member in self._members)
+        return sum(len(flight.jobs) for member in self._members for flight in member.flights.values())
 
     @property
     def workers(self) -> int:
@@ -185,6 +166,8 @@ class RayExecutor:
         """
         self._stage_number += 1
         held = [ray.put(stage)]
+        for member in self._members:
+            member.size = 1
         backlog = Backlog(units, self._patience)
         fatal: CryosegError | None = None
         up_since = time.monotonic()
@@ -225,13 +208,28 @@ class RayExecutor:
                 # A worker that fails at once would else take all units before others have shown that they do not.
                 if depth and self._health.streak(member.name):
                     continue
-                if any(flight.job.alone for flight in member.flights.values()):
+                if any(job.alone for flight in member.flights.values() for job in flight.jobs):
                     continue
-                job = backlog.take(self._fits(member))
-                if job is None:
-                    continue
-                reference = member.actor.run.remote(self._stage_number, held, job.unit, job.attempts)
-                member.flights[reference] = _Flight(job, time.monotonic())
+                if jobs := self._call(member, backlog):
+                    units = [(job.unit, job.attempts) for job in jobs]
+                    reference = member.actor.run.remote(self._stage_number, held, units)
+                    member.flights[reference] = _Flight(jobs, time.monotonic())
+
+    def _call(self, member: _Member, backlog: Backlog) -> list[Job]:
+        """The next unit, and with it as many as take little time and have not failed."""
+        fits = self._fits(member)
+        first = backlog.take(fits)
+        if first is None:
+            return []
+        jobs, most = [first], min(member.size, backlog.remaining // (SHARES * len(self._members)))
+        if first.failures or first.alone:
+            return jobs
+        while len(jobs) < most:
+            job = backlog.take(lambda job: not job.failures and not job.alone and fits(job))
+            if job is None:
+                break
+            jobs.append(job)
+        return jobs
 
     def _fits(self, member: _Member) -> Callable[[Job], bool]:
         others = [other for other in self._members if other is not member]
@@ -270,20 +268,14 @@ class RayExecutor:
             if reference not in member.flights:
                 break
             try:
-                finished: Finished = ray.get(reference)
-            except RayTaskError as error:
-                cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
-                yield self._failed(member, reference, cause, backlog)
-                continue
+                answer: Answer = ray.get(reference)
             except RayActorError as error:
                 yield from self._lost(member, f"worker lost ({type(error).__name__})", backlog)
                 return
             except RayError as error:
-                yield self._failed(member, reference, last_line(error), backlog)
-                continue
-            self._landed(member, reference)
-            self._health.finished(member.name, member.node)
-            yield finished
+                cause = error.cause if isinstance(error, RayTaskError) else error
+                answer = Answer(fault=cause if isinstance(cause, CryosegError) else last_line(cause))
+            yield from self._landed(member, reference, answer, backlog)
         first = next(iter(member.flights.values()), None)
         if first is not None and time.monotonic() - first.started >= self._deadline:
             self._replace(member)
@@ -303,18 +295,30 @@ class RayExecutor:
             wait = min(PROBE_PAUSE * 2 ** (member.silent - 1), LONGEST_PROBE_PAUSE)
             member.probe_at = time.monotonic() + wait
 
-    def _landed(self, member: _Member, reference: Any) -> Job:
-        job = member.flights.pop(reference).job
+    def _landed(
+        self, member: _Member, reference: Any, answer: Answer, backlog: Backlog
+    ) -> Iterator[Finished | Retry | CryosegError]:
+        """What a call brought: units that ended, one that failed, others that it did not begin."""
+        jobs = member.flights.pop(reference).jobs
         for behind in member.flights.values():
             # It stood in the queue of its actor until now.
             behind.started = time.monotonic()
-        return job
+        for finished in answer.finished:
+            self._health.finished(member.name, member.node)
+            yield finished
+        rest = jobs[len(answer.finished) :]
+        for job in reversed(rest if answer.fault is None else rest[1:]):
+            backlog.put_back(job)
+        if answer.fault is None:
+            member.size = answer.units_in_time()
+        else:
+            member.size = 1
+            yield self._failed(member, rest[0], answer.fault, backlog)
 
     def _failed(
-        self, member: _Member, reference: Any, fault: BaseException | str, backlog: Backlog
+        self, member: _Member, job: Job, fault: CryosegError | str, backlog: Backlog
     ) -> Finished | Retry | CryosegError:
         """A unit whose code failed, or whose storage did."""
-        job = self._landed(member, reference)
         try:
             step = backlog.failed(job, fault, member.name)
         except CryosegError as fatal:
@@ -333,22 +337,30 @@ class RayExecutor:
         yield from self._given_up(member, reason, backlog)
 
     def _given_up(self, member: _Member, reason: str, backlog: Backlog) -> Iterator[Finished | Retry | CryosegError]:
-        """The unit under way counts as failed; those that stood behind it were not tried."""
-        flights, member.flights = member.flights, {}
-        suspect: Job | None = None
+        """The unit under way counts as failed; those that stood behind it were not tried.
+
+        Of a call of several units nobody knows which was under way: each is tried again by itself, and none counts as failed.
+        """
+        flights, member.flights, member.size = member.flights, {}, 1
+        suspects: list[Job] = []
         for reference, flight in reversed(list(flights.items())):
             with suppress(RayError, GetTimeoutError):
-                yield ray.get(reference, timeout=0)
+                answer: Answer = ray.get(reference, timeout=0)
+                member.flights = {reference: flight}
+                yield from self._landed(member, reference, answer, backlog)
                 continue
-            if suspect is not None:
-                backlog.put_back(suspect)
-            suspect = flight.job
-        if suspect is None:
-            return
-        try:
-            yield backlog.failed(suspect, reason, member.name, suspect=True)
-        except CryosegError as fatal:
-            yield fatal
+            for job in reversed(suspects):
+                backlog.put_back(job)
+            suspects = flight.jobs
+        if len(suspects) == 1:
+            try:
+                yield backlog.failed(suspects[0], reason, member.name, suspect=True)
+            except CryosegError as fatal:
+                yield fatal
+        elif suspects:
+            for job in reversed(suspects):
+                backlog.put_back(replace(job, alone=True))
+            yield Retry(suspects[0].unit.key, suspects[0].attempts, f"{reason}, with {len(suspects)} units")
 
     def _replace(self, member: _Member) -> None:
         """Put a new actor in the place of one that hangs, is sick, or will not come back."""
@@ -371,7 +383,8 @@ class RayExecutor:
         sick = self._health.sick_nodes()
         for other in [m for m in self._members if m is member or m.node in sick]:
             for flight in reversed(list(other.flights.values())):
-                backlog.put_back(flight.job)
+                for job in reversed(flight.jobs):
+                    backlog.put_back(job)
             other.flights = {}
             self._replace(other)
 

@@ -38,7 +38,7 @@ class Squares(Plain):
     folder : str
         A file is left here for each attempt.
     faults : Mapping of int to str
-        ``bad``, ``poison``, ``once``.
+        ``bad``, ``poison``, ``once``, ``deadly`` (its process ends, once).
     seconds : float
         Of each unit.
     """
@@ -53,6 +53,8 @@ class Squares(Plain):
         (Path(self.folder) / f"{i}-{attempt}-{os.getpid()}").touch()
         time.sleep(self.seconds)
         fault = self.faults.get(i, "")
+        if fault == "deadly" and attempt == 0:
+            os._exit(1)
         if fault == "bad":
             raise BadInputError(f"unit {i}", "something good", "something bad")
         if fault == "poison" or (fault == "once" and attempt == 0):

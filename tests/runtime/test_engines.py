@@ -1,6 +1,7 @@
 """Every engine keeps the same promises."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,6 +165,30 @@ def test_a_sick_worker_is_replaced_and_costs_no_unit(ray_session: None, tmp_path
     failed = [p.name for p in folder.glob("failed-*")]
     assert 3 <= len(failed) <= 10
     assert {name.split("-")[2] for name in failed} == {(folder / "sick").read_text()}
+
+
+@pytest.mark.ray
+def test_a_lost_call_of_many_short_units_counts_for_none_of_them(
+    ray_session: None, tmp_path: Path, folder: Path
+) -> None:
+    from cryoseg_dist.runtime.ray_actors import RayExecutor
+    from cryoseg_dist.runtime.ray_call import MOST_UNITS
+
+    root, n, deadly = project_at(tmp_path), 400, 200
+    executor = RayExecutor(root, workers=1)
+    events: list[object] = []
+    try:
+        stage = Squares(str(folder), {deadly: "deadly"})
+        marks = Runner(Project(root), executor, EventBus(events.append)).run(stage, "run", [spec(n)], units(n))
+    finally:
+        executor.close()
+    assert [(mark.outcome, mark.attempts) for mark in marks] == [(Outcome.DONE, 1)] * n
+    [lost] = [event.reason for event in events if isinstance(event, UnitRetried)]
+    together = re.fullmatch(r"worker lost \(.*\), with (\d+) units", lost)
+    assert together
+    assert 1 < int(together[1]) <= MOST_UNITS
+    # What the call had finished is done again, and nothing else.
+    assert n < attempts(folder) <= n + int(together[1])
 
 
 def test_a_killed_driver_goes_on_where_it_ended(tmp_path: Path, folder: Path) -> None:
