@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cryoseg_dist.errors import StageFailedError
+from cryoseg_dist.runtime.executor import last_line
 from cryoseg_dist.runtime.ray_start import start_ray
 
 START_SECONDS, STOP_SECONDS = 120.0, 10.0
@@ -131,6 +132,7 @@ class DaskOnRay:
         self._closing = threading.Event()
         self._watch = threading.Thread(target=self._replace_the_dead, name="dask-on-ray", daemon=True)
         self._scheduler: Any = None
+        self._why_ended = ""
         self._owns_ray = False
         self._count = self._short_lives = 0
 
@@ -158,16 +160,16 @@ class DaskOnRay:
             self.address = ray.get(self._scheduler.start.remote(self.security), timeout=START_SECONDS)
             for node, neighbours in places(ray.nodes(), self._n):
                 self._host(node, neighbours)
+            # Workers may die while they start, too.
+            self._watch.start()
             deadline = time.monotonic() + START_SECONDS
             while len(ray.get(self._scheduler.worker_names.remote(), timeout=START_SECONDS)) < self._n:
-                ended, _ = ray.wait(list(self._hosted), timeout=0.1)
-                if ended:
-                    ray.get(ended[0])
                 if time.monotonic() > deadline:
                     raise StageFailedError(f"dask: expected {self._n} workers within {START_SECONDS:g} s, got fewer.")
+                time.sleep(0.1)
         except RayError as fault:
-            raise StageFailedError(f"dask: the scheduler or a worker did not start: {fault}") from fault
-        self._watch.start()
+            why = self._why_ended or last_line(fault)
+            raise StageFailedError(f"dask: the scheduler or its workers did not start: {why}") from fault
 
     def _host(self, node: str, neighbours: int) -> None:
         """Start a worker on a node, or elsewhere if that is gone."""
@@ -184,6 +186,7 @@ class DaskOnRay:
                 ended, _ = ray.wait(list(self._hosted), timeout=0.5)
                 for reference in ended:
                     lost = self._hosted.pop(reference)
+                    self._why_ended = _why(reference)
                     if self._closing.is_set():
                         return
                     short = time.monotonic() - lost.started < SHORT_LIFE
@@ -221,6 +224,15 @@ class DaskOnRay:
         if self._owns_ray:
             ray.shutdown()
             self._owns_ray = False
+
+
+def _why(ended: Any) -> str:
+    """What a worker that ended says, in one line."""
+    try:
+        ray.get(ended)
+    except RayError as fault:
+        return last_line(fault)
+    return ""
 
 
 def places(nodes: Sequence[Mapping[str, Any]], workers: int) -> list[tuple[str, int]]:

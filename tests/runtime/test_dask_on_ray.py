@@ -15,6 +15,7 @@ from cryoseg_dist.runtime.dask_on_ray import places, vacant
 from cryoseg_dist.runtime.folds import partials_name
 from cryoseg_dist.store.ledger import Mark
 from cryoseg_dist.store.project import Project
+from tests.integration.chaos_faults import workers
 from tests.runtime.engine_stages import Noise, folds
 
 
@@ -103,6 +104,27 @@ def test_strangers_cannot_connect(ray_session: None) -> None:
         assert dask.address.startswith("tls://")
         with pytest.raises(OSError, match=r"TLS certificate|[Tt]imed out"):
             Client(dask.address, security=Security.temporary(), timeout=2)
+
+
+@pytest.mark.ray
+def test_a_worker_killed_while_it_starts_is_replaced(ray_session: None) -> None:
+    from cryoseg_dist.runtime.dask_on_ray import DaskOnRay
+
+    killed: list[int] = []
+
+    def kill_first() -> None:
+        deadline = time.monotonic() + 60
+        while not (found := workers("_WorkerActor", os.getpid())) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        killed.append(found[0].pid)
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_first)
+    killer.start()
+    with DaskOnRay(1) as dask:
+        killer.join()
+        assert not set(killed) & set(dask.processes())
+    assert len(killed) == 1
 
 
 @pytest.mark.ray
