@@ -1,13 +1,15 @@
 """Insertion on the processor.
 
-The pixels of a batch of poses are taken slab of planes by slab, so that what they are added to stays in the cache. Pixels of a row
-that fall into one slab on one side of ``x = 0`` are a run; what can be computed for eight pixels at once is computed for a run,
-then each pixel is added to its voxels, those of a line together.
+Fourier space is cut into bricks that fit into the cache. The pixels of a batch of poses are first sorted by brick: where each lies in
+its brick, its value and its weight are computed row after row, in vectors, and written to the stretch of its brick. Then brick after
+brick is summed and added to the volume, so that the volume passes through the cache once a batch, not once a pixel.
 
-A slab's pixels reach into the slabs beside it. So threads take every other slab first, then the rest: no two of them
-ever write to one plane, and none needs a volume of its own.
+A brick reaches into those beside it. So threads take every other layer of bricks first, then the rest: no two of them
+ever write to one plane, and none needs a volume of its own. Pixels of a brick are summed in the order of the poses, whatever the
+number of threads.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
@@ -24,27 +26,27 @@ from torch import Tensor
 from cryoseg_dist.kernels.interpolation import Interpolation, window_table
 from cryoseg_dist.kernels.slices import by_rows, pixel_rows
 
-# Planes that the cache holds together, lanes of a vector.
-SLAB, LANES = 16, 8
-# Pixels that are put in the order of slabs together, and poses: as many as one sum in single precision takes.
-PIXELS_AT_ONCE, POSES_AT_ONCE = 1 << 23, 1024
-# Columns of a run.
-POSE, ROW, FIRST, LAST, PLACE = range(5)
+# Extent of a brick as powers of two, floats of a voxel in it (a vector's worth) and of a pixel in its stretch.
+DEEP, HIGH, WIDE, VOXEL, RECORD = 4, 4, 6, 4, 6
+# Poses that are sorted together, at most: as many as one sum in single precision takes.
+POSES_AT_ONCE = 1024
+# Bytes that a pixel takes while it is inserted: its value and weight, its place, its record.
+PIXEL_BYTES = 12 + 4 + 4 * RECORD
 
 
 @intrinsic
-def _add_to_rows(typing: Any, flat: Any, places: Any, shares: Any, values: Any, taps: Any) -> Any:
-    """``flat[places[i] + 3 t + c] += shares[i] * taps[t] * values[c]`` for all ``i``, ``t`` and three ``c``.
+def _add_to_lines(typing: Any, flat: Any, places: Any, shares: Any, values: Any, taps: Any) -> Any:
+    """``flat[places[i] + 4 t + c] += shares[i] * taps[t] * values[c]`` for all ``i``, ``t`` and three ``c``.
 
     Written for the compiler, which does not find vectors in straight code.
     """
-    single, index = ir.FloatType(), ir.IntType(32)
+    single, index, lanes = ir.FloatType(), ir.IntType(32), 2 * VOXEL
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def product(a: Any, b: Any) -> Any:
             return builder.fmul(a, b, flags=("fast",))
 
-        def packed(items: list[Any]) -> Any:
+        def packed(items: Sequence[Any]) -> Any:
             out = ir.Constant(ir.VectorType(single, len(items)), ir.Undefined)
             for i, item in enumerate(items):
                 out = builder.insert_element(out, item, ir.Constant(index, i))
@@ -56,76 +58,63 @@ def _add_to_rows(typing: Any, flat: Any, places: Any, shares: Any, values: Any, 
             [builder.extract_value(held, i) for i in range(kind.count)]
             for held, kind in zip(tuples, signature.args[1:], strict=True)
         )
-        left, right = [w for w in weights for _ in given], given * len(weights)
-        pieces = [(at, product(packed(left[at : at + 4]), packed(right[at : at + 4]))) for at in range(0, len(left), 4)]
+        value = packed([*given, ir.Constant(single, 0.0)] * 2)
+        pairs = [packed([w for w in weights[at : at + 2] for _ in range(VOXEL)]) for at in range(0, len(weights), 2)]
+        pieces = [product(value, pair) for pair in pairs]
         for place, share in zip(where, times, strict=True):
-            for at, piece in pieces:
-                pointer = builder.gep(base, [builder.add(place, ir.Constant(place.type, at))])
+            for i, piece in enumerate(pieces):
+                pointer = builder.gep(base, [builder.add(place, ir.Constant(place.type, i * lanes))])
                 pointer = builder.bitcast(pointer, piece.type.as_pointer())
                 old = builder.load(pointer)
-                old.align = 4
-                added = product(piece, packed([share] * piece.type.count))
-                builder.store(builder.fadd(old, added, flags=("fast",)), pointer).align = 4
+                old.align = VOXEL
+                added = builder.fadd(old, product(piece, packed([share] * lanes)), flags=("fast",))
+                builder.store(added, pointer).align = VOXEL
         return context.get_dummy_value()
 
     return types.void(flat, places, shares, values, taps), generate
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _find_runs(
+def _find_bricks(
     rotations: np.ndarray,
     rows: np.ndarray,
     columns: np.ndarray,
     extent: int,
     curvature: float,
-    runs: np.ndarray,
-    start: np.ndarray,
-) -> int:
-    """Cut the rows of all poses into runs and count those of each slab in ``start[slab + 1]``; how many there are."""
-    half, bend = np.float32(extent // 2), np.float32(curvature)
-    place = np.empty(columns.shape[0] + LANES, np.int32)
-    n = 0
+    bits: tuple[int, int],
+    places: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """The brick of each pixel of some poses, and how many each brick gets.
+
+    ``places`` (poses, pixels) holds the number of the brick, ``z << bits[0] | y << bits[1] | x``, doubled, plus one where the Friedel
+    mate lies in the half that is stored. Pixels outside the grid go to the last brick, which is none.
+    """
+    half, top, zero = np.float32(extent // 2), np.float32(extent // 2 - 1), np.float32(0.0)
+    bend, nowhere = np.float32(curvature), np.int32(2 * (counts.shape[0] - 1))
     for q in range(rotations.shape[0]):
-        ax, bx, cx = rotations[q, 0, 0], rotations[q, 1, 0], rotations[q, 2, 0]
-        az, bz, cz = rotations[q, 0, 2], rotations[q, 1, 2], rotations[q, 2, 2]
+        ax, ay, az = rotations[q, 0, 0], rotations[q, 0, 1], rotations[q, 0, 2]
+        cx, cy, cz = rotations[q, 2, 0], rotations[q, 2, 1], rotations[q, 2, 2]
         for r in range(rows.shape[0]):
-            fy, first, count = np.float32(rows[r, 0]), rows[r, 1], rows[r, 3]
-            for j in range(np.uint64(count)):
-                fx = columns[np.uint64(first) + j]
+            fy, first, n = np.float32(rows[r, 0]), np.uint64(rows[r, 1]), np.uint64(rows[r, 3])
+            bx, by, bz = rotations[q, 1, 0] * fy, rotations[q, 1, 1] * fy, rotations[q, 1, 2] * fy
+            place = places[q, rows[r, 2] : rows[r, 2] + rows[r, 3]]
+            for j in range(n):
+                fx = columns[first + j]
                 depth = bend * (fx * fx + fy * fy)
-                x = ax * fx + bx * fy + cx * depth
-                z = az * fx + bz * fy + cz * depth
-                negative = x < np.float32(0.0)
-                z = -z if negative else z
-                plane = min(max(np.floor(z) + half, np.float32(0.0)), half + half - np.float32(1.0))
-                place[j] = np.int32(np.floor(plane * np.float32(1.0 / SLAB))) * 2 + (1 if negative else 0)
-            begin, held = 0, place[0]
-            for j in range(1, count + 1):
-                if j == count or place[j] != held:
-                    runs[n, POSE], runs[n, ROW], runs[n, FIRST], runs[n, LAST], runs[n, PLACE] = q, r, begin, j, held
-                    start[(held >> 1) + 1] += 1
-                    n += 1
-                    begin, held = j, place[min(j, count - 1)]
-    return n
-
-
-@numba.njit(nogil=True, cache=True)
-def _by_slab(runs: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """The order of runs by slab; ``start`` turns from counts to where each slab begins."""
-    for slab in range(1, start.shape[0]):
-        start[slab] += start[slab - 1]
-    at, order = start.copy(), np.empty(runs.shape[0], np.int32)
-    for i in range(runs.shape[0]):
-        slab = runs[i, PLACE] >> 1
-        order[at[slab]] = i
-        at[slab] += 1
-    return order
+                x, y, z = ax * fx + bx + cx * depth, ay * fx + by + cy * depth, az * fx + bz + cz * depth
+                mate = np.int32(1) if x < zero else np.int32(0)
+                x, y, z = (-x, -y, -z) if mate else (x, y, z)
+                inside = np.floor(x) <= top and abs(np.floor(y)) <= top and abs(np.floor(z)) <= top
+                iz, iy, ix = np.int32(np.floor(z) + half), np.int32(np.floor(y) + half), np.int32(np.floor(x))
+                number = (iz >> DEEP) << bits[0] | (iy >> HIGH) << bits[1] | ix >> WIDE
+                place[j] = np.int32(number << 1 | mate) if inside else nowhere
+            for j in range(n):
+                counts[place[j] >> 1] += 1
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _insert_runs(
-    sums: np.ndarray,
-    extent: int,
+def _sort_pixels(
     images: np.ndarray,
     weights: np.ndarray,
     n_pixels: int,
@@ -136,95 +125,116 @@ def _insert_runs(
     phase_y: np.ndarray,
     rows: np.ndarray,
     columns: np.ndarray,
+    extent: int,
     curvature: float,
-    window: np.ndarray,
-    runs: np.ndarray,
-    order: np.ndarray,
+    bits: tuple[int, int],
+    places: np.ndarray,
+    ends: np.ndarray,
+    records: np.ndarray,
 ) -> None:
-    """Add runs of one slab to its ``sums`` (z, y, x, 3), whose first voxel is the first that the slab reaches.
+    """Write each pixel's place in its brick (x, y, z), value and weight to where the stretch of the brick ends so far.
 
-    ``phase_x`` is flat, (pose, part, column), so that no view is made for a run.
+    ``phase_x`` is flat, (pose, part, column), so that no view is made for a row.
     """
-    half, flat = extent // 2, sums.reshape(-1)
-    line, plane = np.int64(3 * sums.shape[2]), np.int64(3 * sums.shape[1] * sums.shape[2])
-    size = columns.shape[0] + LANES
+    half, bend, one = np.float32(extent // 2), np.float32(curvature), np.float32(1.0)
+    step, size = np.uint64(columns.shape[0]), columns.shape[0]
+    low_y, low_x = np.int32((1 << (bits[0] - bits[1])) - 1), np.int32((1 << bits[1]) - 1)
+    x, y, z = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
     re, im, wt = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
-    dx, dy, dz = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
-    column, row = np.empty(size, np.int32), np.empty(size, np.int32)
-    zero, one, n_rows = np.float32(0.0), np.float32(1.0), np.float32(sums.shape[1])
-    bottom, top, bend = np.float32(-half), np.float32(half - 1), np.float32(curvature)
-    step, fine = np.uint64(columns.shape[0]), np.float32(window.shape[0] - 2)
-    for o in order:
-        q, r, place = runs[o, POSE], runs[o, ROW], runs[o, PLACE]
-        sign = -one if place & 1 else one
-        low = np.float32((place >> 1) * SLAB - half)
-        high = low + np.float32(SLAB - 1)
-        fy = np.float32(rows[r, 0])
-        ax, ay, az = rotations[q, 0, 0] * sign, rotations[q, 0, 1] * sign, rotations[q, 0, 2] * sign
-        bx, by, bz = rotations[q, 1, 0] * sign * fy, rotations[q, 1, 1] * sign * fy, rotations[q, 1, 2] * sign * fy
-        cx, cy, cz = rotations[q, 2, 0] * sign, rotations[q, 2, 1] * sign, rotations[q, 2, 2] * sign
-        share, turn_re, turn_im = pose_weight[q], phase_y[q, 0, r], phase_y[q, 1, r]
-        n = np.uint64(runs[o, LAST] - runs[o, FIRST])
-        first = np.uint64(rows[r, 1] + runs[o, FIRST])
-        base = np.uint64(pose_image[q] * n_pixels + rows[r, 2] + runs[o, FIRST])
-        phase_re = np.uint64(2 * q) * step + first
-        phase_im = phase_re + step
-        # Whole vectors; what lies beyond the run is computed and not used.
-        lanes = (n + np.uint64(LANES - 1)) & ~np.uint64(LANES - 1)
-        if base + lanes > np.uint64(weights.shape[0]):
-            lanes = n
-        for j in range(lanes):
-            fx = columns[first + j]
-            depth = bend * (fx * fx + fy * fy)
-            x, y, z = ax * fx + bx + cx * depth, ay * fx + by + cy * depth, az * fx + bz + cz * depth
-            floor_y, floor_z = np.floor(y), np.floor(z)
-            inside = one if floor_y >= -top and floor_z >= -top and np.floor(x) <= top else zero
-            # Held in the slab and the grid whatever the rounding: a pixel on a border gets a fraction of 0 or 1.
-            low_x = min(max(np.floor(x), zero), top)
-            low_y = min(max(floor_y, bottom), top)
-            low_z = min(max(floor_z, low), high)
-            dx[j], dy[j], dz[j] = x - low_x, y - low_y, z - low_z
-            column[j] = np.int32(low_x)
-            row[j] = np.int32((low_z - low) * n_rows + (low_y - bottom))
-            p_re, p_im = phase_x[phase_re + j], phase_x[phase_im + j]
-            t_re, t_im = p_re * turn_re - p_im * turn_im, p_re * turn_im + p_im * turn_re
-            v_re, v_im = images[np.uint64(2) * (base + j)], images[np.uint64(2) * (base + j) + np.uint64(1)]
-            re[j] = inside * (v_re * t_re - v_im * t_im)
-            im[j] = inside * (sign * (v_re * t_im + v_im * t_re))
-            wt[j] = inside * (weights[base + j] * share)
+    for q in range(rotations.shape[0]):
+        ax, ay, az = rotations[q, 0, 0], rotations[q, 0, 1], rotations[q, 0, 2]
+        cx, cy, cz = rotations[q, 2, 0], rotations[q, 2, 1], rotations[q, 2, 2]
+        for r in range(rows.shape[0]):
+            fy, first, n = np.float32(rows[r, 0]), np.uint64(rows[r, 1]), np.uint64(rows[r, 3])
+            bx, by, bz = rotations[q, 1, 0] * fy, rotations[q, 1, 1] * fy, rotations[q, 1, 2] * fy
+            share, turn_re, turn_im = pose_weight[q], phase_y[q, 0, r], phase_y[q, 1, r]
+            base = np.uint64(pose_image[q] * n_pixels + rows[r, 2])
+            phase_re = np.uint64(2 * q) * step + first
+            phase_im = phase_re + step
+            place = places[q, rows[r, 2] : rows[r, 2] + rows[r, 3]]
+            for j in range(n):
+                fx = columns[first + j]
+                depth = bend * (fx * fx + fy * fy)
+                # The side and the brick are those that were found: another rounding here changes neither.
+                sign = -one if place[j] & 1 else one
+                brick = place[j] >> 1
+                x[j] = sign * (ax * fx + bx + cx * depth) - np.float32((brick & low_x) << WIDE)
+                y[j] = sign * (ay * fx + by + cy * depth) + half - np.float32(((brick >> bits[1]) & low_y) << HIGH)
+                z[j] = sign * (az * fx + bz + cz * depth) + half - np.float32((brick >> bits[0]) << DEEP)
+                p_re, p_im = phase_x[phase_re + j], phase_x[phase_im + j]
+                t_re, t_im = p_re * turn_re - p_im * turn_im, p_re * turn_im + p_im * turn_re
+                v_re, v_im = images[np.uint64(2) * (base + j)], images[np.uint64(2) * (base + j) + np.uint64(1)]
+                re[j] = v_re * t_re - v_im * t_im
+                im[j] = sign * (v_re * t_im + v_im * t_re)
+                wt[j] = weights[base + j] * share
+            for j in range(n):
+                brick = place[j] >> 1
+                at = np.uint64(RECORD) * np.uint64(ends[brick])
+                ends[brick] += 1
+                records[at], records[at + np.uint64(1)], records[at + np.uint64(2)] = x[j], y[j], z[j]
+                records[at + np.uint64(3)], records[at + np.uint64(4)], records[at + np.uint64(5)] = re[j], im[j], wt[j]
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _add_layer(
+    layer: int,
+    records: np.ndarray,
+    begins: np.ndarray,
+    bits: tuple[int, int],
+    window: np.ndarray,
+    sums: np.ndarray,
+    before: int,
+    accumulator: np.ndarray,
+    beyond: np.ndarray,
+) -> None:
+    """Sum the bricks of a layer one after another in ``sums``, which is all zero, and add each to the volume."""
+    for number in range(layer << bits[0], (layer + 1) << bits[0]):
+        if begins[number + 1] > begins[number]:
+            _add_pixels(records, begins[number], begins[number + 1], window, sums)
+            first_y = ((number >> bits[1]) & ((1 << (bits[0] - bits[1])) - 1)) << HIGH
+            _put_back(
+                sums, layer << DEEP, first_y, (number & ((1 << bits[1]) - 1)) << WIDE, before, accumulator, beyond
+            )
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _add_pixels(records: np.ndarray, begin: int, end: int, window: np.ndarray, sums: np.ndarray) -> None:
+    """Add pixels to the ``sums`` (z, y, x, 4) of their brick, whose first voxel is the first that the brick reaches."""
+    flat = sums.reshape(-1)
+    line, plane = np.int64(VOXEL * sums.shape[2]), np.int64(VOXEL * sums.shape[1] * sums.shape[2])
+    one, zero, fine = np.float32(1.0), np.float32(0.0), np.float32(window.shape[0] - 2)
+    last_x, last_y = np.float32((1 << WIDE) - 1), np.float32((1 << HIGH) - 1)
+    last_z = np.float32((1 << DEEP) - 1)
+    for i in range(np.uint64(begin), np.uint64(end)):
+        at = np.uint64(RECORD) * i
+        x, y, z = records[at], records[at + np.uint64(1)], records[at + np.uint64(2)]
+        value = records[at + np.uint64(3)], records[at + np.uint64(4)], records[at + np.uint64(5)]
+        # Held in the brick whatever the rounding: a pixel on a border gets a fraction of 0 or 1.
+        low_x, low_y, low_z = (
+            np.int32(min(max(x, zero), last_x)),
+            np.int32(min(max(y, zero), last_y)),
+            np.int32(min(max(z, zero), last_z)),
+        )
+        dx, dy, dz = x - np.float32(low_x), y - np.float32(low_y), z - np.float32(low_z)
+        to = np.int64(low_z) * plane + np.int64(low_y) * line + np.int64(VOXEL) * np.int64(low_x)
         if fine < one:
-            for j in range(n):
-                fx, fy, fz = dx[j], dy[j], dz[j]
-                at = np.int64(row[j]) * line + 3 * np.int64(column[j])
-                near_z, both = one - fz, fy * fz
-                near = fy * near_z
-                _add_to_rows(
-                    flat,
-                    (at, at + line, at + plane, at + plane + line),
-                    (near_z - near, near, fz - both, both),
-                    (re[j], im[j], wt[j]),
-                    (one - fx, fx),
-                )
+            near_z, both = one - dz, dy * dz
+            near = dy * near_z
+            places = (to, to + line, to + plane, to + plane + line)
+            _add_to_lines(flat, places, (near_z - near, near, dz - both, both), value, (one - dx, dx))
         else:
-            for j in range(n):
-                at = np.int64(row[j]) * line + 3 * np.int64(column[j])
-                (x0, x1, x2, x3) = _taps(window, dx[j] * fine)
-                (y0, y1, y2, y3) = _taps(window, dy[j] * fine)
-                for tap_z, share_z in enumerate(_taps(window, dz[j] * fine)):
-                    begin = at + tap_z * plane
-                    _add_to_rows(
-                        flat,
-                        (begin, begin + line, begin + 2 * line, begin + 3 * line),
-                        (y0 * share_z, y1 * share_z, y2 * share_z, y3 * share_z),
-                        (re[j], im[j], wt[j]),
-                        (x0, x1, x2, x3),
-                    )
+            taps = _taps(window, dx * fine)
+            (y0, y1, y2, y3) = _taps(window, dy * fine)
+            for tap, share in enumerate(_taps(window, dz * fine)):
+                begin_z = to + tap * plane
+                places = (begin_z, begin_z + line, begin_z + 2 * line, begin_z + 3 * line)
+                _add_to_lines(flat, places, (y0 * share, y1 * share, y2 * share, y3 * share), value, taps)
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
 def _taps(window: np.ndarray, at: float) -> tuple[float, float, float, float]:
     """Four weights between two lines of the table ``window``."""
-    i = np.int64(at)
+    i = int(max(at, 0.0))
     a = np.float32(at - i)
     b = np.float32(1.0) - a
     return (
@@ -236,19 +246,32 @@ def _taps(window: np.ndarray, at: float) -> tuple[float, float, float, float]:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _put_back(sums: np.ndarray, accumulator: np.ndarray, beyond: np.ndarray, slab: int, before: int) -> None:
-    """Add the sums of a slab to the volume and clear them; those at ``x = -1`` go to ``beyond`` (z, y, 3)."""
-    m = accumulator.shape[0]
-    length, skip = np.uint64(3 * accumulator.shape[2]), np.uint64(3 * before)
-    for i in range(sums.shape[0]):
-        z = (slab * SLAB - m // 2 - before + i) % m
-        for j in range(sums.shape[1]):
-            y = (j - m // 2 - before) % m
-            source, target = sums[i, j].reshape(-1), accumulator[z, y].reshape(-1)
-            for x in range(length):
-                target[x] += source[skip + x]
-            for x in range(skip):
-                beyond[z, y, x] += source[x]
+def _put_back(
+    sums: np.ndarray,
+    first_z: int,
+    first_y: int,
+    first_x: int,
+    before: int,
+    accumulator: np.ndarray,
+    beyond: np.ndarray,
+) -> None:
+    """Add the sums of a brick to the volume and clear them; those at ``x = -1`` go to ``beyond`` (z, y, 3)."""
+    m, reach = accumulator.shape[0], 2 * before + 1
+    low, high = max(0, before - first_x), min(sums.shape[2], accumulator.shape[2] - first_x + before)
+    # The last brick may end beyond the grid.
+    for i in range(min(sums.shape[0], m - first_z + reach)):
+        z = (first_z - m // 2 - before + i) % m
+        for j in range(min(sums.shape[1], m - first_y + reach)):
+            y = (first_y - m // 2 - before + j) % m
+            source, target = sums[i, j], accumulator[z, y]
+            for x in range(low):
+                for part in range(3):
+                    beyond[z, y, part] += source[x, part]
+            for x in range(low, high):
+                to = first_x - before + x
+                target[to, 0] += source[x, 0]
+                target[to, 1] += source[x, 1]
+                target[to, 2] += source[x, 2]
             source[:] = np.float32(0.0)
 
 
@@ -268,6 +291,13 @@ def _phases(shifts_px: np.ndarray, indices: np.ndarray, size: int, scale: np.nda
     """Phase factors of moves along an axis, (poses, real and imaginary part, indices)."""
     angle = (-2.0 * np.pi / size) * shifts_px.astype(np.float64)[:, None] * indices
     return np.stack((scale * np.cos(angle), scale * np.sin(angle)), axis=1).astype(np.float32)
+
+
+def pixels_at_once(extent: int) -> int:
+    """Pixels that are sorted together in a grid of ``extent``: many, for each time the whole volume passes through the processor, but
+    less than the volume takes in memory.
+    """
+    return min(max(extent * extent * (extent // 2 + 1) // 4, 1 << 22), 1 << 25)
 
 
 def insert_numba(
@@ -292,45 +322,56 @@ def insert_numba(
     if not bool((order[1:] > order[:-1]).all()):
         images, weights, ky, kx = images[:, order], weights[:, order], ky[order], kx[order]
     rows = pixel_rows(ky, kx)
-    columns = np.arange(rows[:, 1:4:2].sum(axis=1).max() + LANES, dtype=np.float32)
+    columns = np.arange(int(np.max(rows[:, 1] + rows[:, 3])), dtype=np.float32)
     values, held = torch.view_as_real(images.contiguous()).numpy().reshape(-1), weights.contiguous().numpy().reshape(-1)
-    n_pixels, n_slabs = len(kx), -(-extent // SLAB)
+    n_pixels, n_layers = len(kx), -(-extent >> DEEP)
+    bits_x = ((extent // 2 - 1) >> WIDE).bit_length()
+    bits = (((extent - 1) >> HIGH).bit_length() + bits_x, bits_x)
     window, before = window_table(interpolation), interpolation.taps // 2 - 1
-    reach = 2 * before + 1
-    # A slab is summed apart and then added: few sums of many terms keep more digits than many of one.
-    shape = (min(SLAB, extent) + reach, extent + reach, extent // 2 + 1 + reach, 3)
+    # A brick is summed apart and then added: few sums of many terms keep more digits than many of one.
+    shape = (*((1 << power) + 2 * before + 1 for power in (DEEP, HIGH, WIDE)), VOXEL)
     beyond = np.zeros((extent, extent, 3) if before else (0, 0, 3), dtype=np.float32)
-    at_once = max(1, min(POSES_AT_ONCE, PIXELS_AT_ONCE // n_pixels))
-    # A row meets each slab once on either side of x = 0, and bent twice.
-    runs = np.empty((min(at_once, len(rotations)) * len(rows) * 2 * (n_slabs + 2), 5), dtype=np.int32)
     spare: SimpleQueue[np.ndarray] = SimpleQueue()
-    for _ in range(min(threads, -(-n_slabs // 2))):
+    for _ in range(threads):
         spare.put(np.zeros(shape, dtype=np.float32))
+    at_once = max(1, min(POSES_AT_ONCE, pixels_at_once(extent) // n_pixels, len(rotations)))
+    places = np.empty((at_once, n_pixels), dtype=np.int32)
+    records = np.empty(at_once * n_pixels * RECORD, dtype=np.float32)
+
+    def sort(pool: ThreadPoolExecutor, some: slice) -> np.ndarray:
+        """Sort the pixels of some poses; where the stretch of each brick begins."""
+        which, share = pose_image[some].contiguous().numpy(), pose_weight[some].contiguous().numpy()
+        turned, moved = (rotations[some] * padding).contiguous().numpy(), shifts_px[some].numpy()
+        phase_x, phase_y = _phases(moved[:, 0], columns, size), _phases(moved[:, 1], rows[:, 0], size, share[:, None])
+        counts = np.zeros((threads, (n_layers << bits[0]) + 1), dtype=np.int64)
+        parts = [slice(i * len(which) // threads, (i + 1) * len(which) // threads) for i in range(threads)]
+
+        def find(i: int) -> None:
+            _find_bricks(turned[parts[i]], rows, columns, extent, curvature, bits, places[parts[i]], counts[i])
+
+        def write(i: int) -> None:
+            part = parts[i]
+            poses = (which[part], turned[part], share[part], phase_x[part].reshape(-1), phase_y[part])
+            given = (values, held, n_pixels, *poses, rows, columns, extent, curvature, bits, places[part])
+            _sort_pixels(*given, ends[i], records)
+
+        list(pool.map(find, range(threads)))
+        ends = np.ascontiguousarray(np.cumsum(counts.T).reshape(counts.shape[::-1]).T - counts)
+        begins = ends[0].copy()
+        list(pool.map(write, range(threads)))
+        return begins
+
+    def add(layer: int, *, begins: np.ndarray) -> None:
+        sums = spare.get()
+        _add_layer(layer, records, begins, bits, window, sums, before, total, beyond)
+        spare.put(sums)
+
     with ThreadPoolExecutor(threads) as pool:
         for begin in range(0, len(rotations), at_once):
-            some = slice(begin, begin + at_once)
-            which, share = pose_image[some].contiguous().numpy(), pose_weight[some].contiguous().numpy()
-            scaled, moved = (rotations[some] * padding).contiguous().numpy(), shifts_px[some].numpy()
-            phase_x = _phases(moved[:, 0], columns, size).reshape(-1)
-            phase_y = _phases(moved[:, 1], rows[:, 0], size, share[:, None])
-            start = np.zeros(n_slabs + 1, dtype=np.int64)
-            n = _find_runs(scaled, rows, columns, extent, curvature, runs, start)
-            sorted_runs = _by_slab(runs[:n], start)
-            poses = (which, scaled, share, phase_x, phase_y)
-
-            def add(slab: int, *, cuts: np.ndarray, order: np.ndarray, poses: tuple[np.ndarray, ...]) -> None:
-                some = order[cuts[slab] : cuts[slab + 1]]
-                if len(some):
-                    sums = spare.get()
-                    given = (sums, extent, values, held, n_pixels, *poses, rows, columns, curvature, window, runs)
-                    _insert_runs(*given, some)
-                    _put_back(sums, total, beyond, slab, before)
-                    spare.put(sums)
-
-            work = partial(add, cuts=start, order=sorted_runs, poses=poses)
-            # Slabs reach into the next: the last into the first, so an odd one out has a turn of its own.
-            even = n_slabs - n_slabs % 2
-            for turn in (range(0, even, 2), range(1, even, 2), range(even, n_slabs)):
+            work = partial(add, begins=sort(pool, slice(begin, begin + at_once)))
+            # Layers reach into the next: the last into the first, so an odd one out has a turn of its own.
+            even = n_layers - n_layers % 2
+            for turn in (range(0, even, 2), range(1, even, 2), range(even, n_layers)):
                 list(pool.map(work, turn))
     if before:
         _fold(beyond, total)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cryoseg_dist.errors import SettingsError
 from cryoseg_dist.formats.memory import free_bytes
+from cryoseg_dist.kernels.insertion_numba import PIXEL_BYTES, pixels_at_once
 from cryoseg_dist.runtime.slab_finishing import SLAB_BYTES
 
 GIB = 2**30
@@ -81,8 +82,9 @@ def scoring_bytes(
 
 
 def summing_bytes(size: int, padding: int, *, threads: int, split_every: int, groups: int) -> int:
-    """What the driver holds while folds run: one sum a thread, those that wait to be merged, the totals."""
-    return PROCESS + (threads + split_every + groups) * padded_bytes(size, padding, 12)
+    """What the driver holds while folds run: a sum and a batch of pixels a thread, sums that wait to be merged, the totals."""
+    batch = PIXEL_BYTES * pixels_at_once(size * padding)
+    return PROCESS + threads * batch + (threads + split_every + groups) * padded_bytes(size, padding, 12)
 
 
 def finishing_bytes(size: int, padding: int, *, groups: int) -> int:
@@ -98,8 +100,9 @@ def finishing_bytes(size: int, padding: int, *, groups: int) -> int:
 
 
 def folding_bytes(size: int, padding: int, *, threads: int) -> int:
-    """What the driver holds while folds go to the store: one sum a thread, and what is encoded of it."""
-    return PROCESS + threads * (padded_bytes(size, padding, 12) + 2 * _slab_bytes(size, padding))
+    """What the driver holds while folds go to the store: a sum and a batch of pixels a thread, then what is encoded of the sum."""
+    batch = PIXEL_BYTES * pixels_at_once(size * padding)
+    return PROCESS + threads * (padded_bytes(size, padding, 12) + max(batch, 2 * _slab_bytes(size, padding)))
 
 
 def slab_finishing_bytes(size: int, padding: int, *, threads: int) -> int:

@@ -21,7 +21,7 @@ import torch
 
 from cryoseg_dist.kernels.accumulator import empty_accumulator
 from cryoseg_dist.kernels.insertion import insert
-from cryoseg_dist.kernels.insertion_numba import POSES_AT_ONCE
+from cryoseg_dist.kernels.insertion_numba import POSES_AT_ONCE, pixels_at_once
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import by_rows, disc_pixels
 from cryoseg_dist.kernels.so3 import random_rotations
@@ -29,7 +29,7 @@ from cryoseg_dist.kernels.weighing import weigh
 from cryoseg_dist.runtime.reading import LazyInputs
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import ArraySpec, Region, Unit
-from cryoseg_dist.stages.reconstruct import PIXELS_AT_ONCE, FoldStage
+from cryoseg_dist.stages.reconstruct import FoldStage
 from cryoseg_dist.store.project import Project
 
 OPTICS, PART = Optics(2.0, 300.0, 2.7, 0.1), 256
@@ -73,7 +73,7 @@ def main() -> None:
     order = by_rows(ky, kx)
     ky, kx = ky[order], kx[order]
     microscope, noise = Microscope(OPTICS, size, ky, kx), torch.ones(ky.shape)
-    batch = min(n, max(1, PIXELS_AT_ONCE // len(ky)))
+    batch = min(n, POSES_AT_ONCE, max(1, pixels_at_once(2 * size) // len(ky)))
     parts = unit.parameters["parts"]
     columns = torch.from_numpy(np.concatenate([part["ctf"] for part in parts]))
     poses = torch.from_numpy(np.concatenate([part["poses"] for part in parts]))[:, 0]
@@ -121,7 +121,7 @@ def main() -> None:
         print(f"{step.__name__:12} {wall:8.3f} {cpu:8.3f} {n / cpu:18.0f}", flush=True)
     slowest = max(found[step] for step in (reading, transforms, insertion))
     print(f"whole / slowest of reading, transforms, insertion: {found[whole] / slowest:.2f}")
-    volume = 2.0 * 12 * (2 * size) ** 2 * (size + 1) / min(batch, POSES_AT_ONCE)
+    volume = 2.0 * 12 * (2 * size) ** 2 * (size + 1) / batch
     print(f"insertion moves at least {(12 * len(ky) + volume) * n / found[insertion] / 1e9:.2f} GB/s")
 
 

@@ -69,11 +69,11 @@ def whole_sum(
 
 @pytest.mark.parametrize("curvature", [0.0, 0.02])
 @pytest.mark.parametrize("interpolation", list(Interpolation))
-@pytest.mark.parametrize(("size", "padding"), [(20, 2), (21, 2), (34, 1)])
+@pytest.mark.parametrize(("size", "padding"), [(20, 2), (21, 2), (34, 1), (70, 2)])
 def test_insertion_is_the_sum_over_pixels_and_their_mates(
     size: int, padding: int, interpolation: Interpolation, curvature: float
 ) -> None:
-    """Everywhere, the plane x = 0 of the Friedel pairs included, for even and odd boxes of one and several slabs."""
+    """Everywhere, the plane x = 0 of the Friedel pairs included, for even and odd boxes of one and several bricks along each axis."""
     data, weights, rotations, shifts, ky, kx = sample(size, 12, 0.5 * size - 4)
     total = empty_accumulator(size, padding)
     insert(

@@ -47,11 +47,11 @@ def plan(available: float, size: int = 256, threads: int = 8, workers: int = 2):
 
 def test_sums_grow_with_the_cube_of_the_box() -> None:
     assert padded_bytes(64, 2, 12) == 128 * 128 * 65 * 12
-    for reckon in (
-        lambda n: summing_bytes(n, 2, threads=2, split_every=4, groups=2),
-        lambda n: finishing_bytes(n, 2, groups=2),
-    ):
-        assert (reckon(512) - PROCESS) / (reckon(256) - PROCESS) == pytest.approx(8.0, rel=0.01)
+    summing = [summing_bytes(n, 2, threads=2, split_every=4, groups=2) - PROCESS for n in (256, 512)]
+    finishing = [finishing_bytes(n, 2, groups=2) - PROCESS for n in (256, 512)]
+    assert finishing[1] / finishing[0] == pytest.approx(8.0, rel=0.01)
+    # A batch of pixels grows less than the sums do.
+    assert 6.5 < summing[1] / summing[0] < 8.0
 
 
 def test_threads_are_taken_as_far_as_they_fit() -> None:
@@ -93,7 +93,7 @@ def test_a_reconstruction_ends_without_a_padded_volume() -> None:
     assert slab_finishing_bytes(1024, 2, threads=8) < one
     assert one < folding_bytes(1024, 2, threads=1) < 1.1 * one
     assert plan_slabs(256, 2, threads=8, available=64 * GIB).threads == 8
-    assert plan_slabs(256, 2, threads=8, available=3 * GIB).threads == 3
+    assert plan_slabs(256, 2, threads=8, available=5 * GIB).threads == 3
     with pytest.raises(SettingsError, match=r"memory: expected at most 21\.0 GiB, got \d+\.\d for a box of 1024 px"):
         plan_slabs(1024, 2, threads=8, available=21 * GIB)
     # Without oversampling it fits the same machine.
