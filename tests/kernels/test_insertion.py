@@ -67,7 +67,7 @@ def whole_sum(
     return out[4:-4, 4:-4, 4:-4]
 
 
-@pytest.mark.parametrize("curvature", [0.0, 0.02])
+@pytest.mark.parametrize("curvature", [0.0, 0.4])
 @pytest.mark.parametrize("interpolation", list(Interpolation))
 @pytest.mark.parametrize(("size", "padding"), [(20, 2), (21, 2), (34, 1), (70, 2)])
 def test_insertion_is_the_sum_over_pixels_and_their_mates(
@@ -87,10 +87,10 @@ def test_insertion_is_the_sum_over_pixels_and_their_mates(
         size=size,
         padding=padding,
         interpolation=interpolation,
-        curvature=curvature,
+        curvature=curvature / size,
     )
     m = size * padding
-    want = whole_sum(data, weights, rotations, shifts, ky, kx, size, padding, interpolation, curvature)
+    want = whole_sum(data, weights, rotations, shifts, ky, kx, size, padding, interpolation, curvature / size)
     want = np.fft.ifftshift(want, axes=(0, 1, 2))[:, :, : m // 2 + 1]
     got = enforce_friedel(total).numpy()
     assert np.abs(got - want).max() < 3e-5 * np.abs(want).max()
