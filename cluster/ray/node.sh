@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Ray on a node of machines of your own, by hand or from systemd (Type=exec); the same file on every node.
+# Ray on a node of machines of your own, by hand or from systemd (Type=exec, Restart=on-failure); the same file on every node.
 #   openssl rand -hex 32 > ray-token; chmod 600 ray-token      once; the same file on every node
 #   CRYOSEG_TOKEN_FILE=ray-token cluster/ray/node.sh head
 #   CRYOSEG_TOKEN_FILE=ray-token cluster/ray/node.sh worker HEAD[:6379]
 # Fixed ports, so that a firewall can close all others: 6379, 6380-6384, 8080 (metrics) and 10100-10199 between the nodes.
 # 10001, where clients may send work from elsewhere with the token, is needed by nobody here.
 # Address of the node: CRYOSEG_NODE_ADDRESS, else the first that is not loopback. Scratch: CRYOSEG_SCRATCH (local NVMe).
+# A worker waits for the head: CRYOSEG_WAIT seconds (600).
 set -euo pipefail
 
 fail() {
@@ -46,4 +47,9 @@ if [[ $role == head ]]; then
 fi
 head=${2:?the address of the head}
 [[ $head == *:* ]] || head=$head:6379
+# Nodes come up in any order, and `ray start` gives up on a head that does not answer yet.
+for ((tries = 0; tries < ${CRYOSEG_WAIT:-600}; tries++)); do
+    (: < "/dev/tcp/${head%:*}/${head##*:}") 2> /dev/null && break
+    sleep 1
+done
 exec ray start --address "$head" "${common[@]}"

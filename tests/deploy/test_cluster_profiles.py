@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Iterator
@@ -115,6 +116,7 @@ def test_a_ray_node_starts_with_the_token_and_known_ports(
         "CRYOSEG_NODE_ADDRESS": "10.1.2.3",
         "RAY_AUTH_TOKEN": "other",
         "CRYOSEG_SCRATCH": str(scratch),
+        "CRYOSEG_WAIT": "0",
     }
     assert stage.run("bash", script, *role, **given) == (0, "")
     calls = stage.calls()
@@ -132,6 +134,25 @@ def test_a_ray_node_starts_with_the_token_and_known_ports(
     token.write_text("")
     assert stage.run("bash", script, *role, **given)[0] == 2
     assert stage.run("bash", script, "both", **given)[0] == 2
+
+
+def test_a_worker_that_is_up_before_its_head_waits_for_it(tmp_path: Path, token: Path) -> None:
+    stage, scratch = Stage(tmp_path, "ray"), Path(f"/tmp/cw{os.getpid()}")
+    given = {"CRYOSEG_TOKEN_FILE": str(token), "CRYOSEG_NODE_ADDRESS": "10.1.2.3", "CRYOSEG_SCRATCH": str(scratch)}
+    head, early = socket.socket(), []
+    head.bind(("127.0.0.1", 0))
+
+    def listen() -> None:
+        early.append(stage.calls())
+        head.listen()
+
+    threading.Timer(1.5, listen).start()
+    with head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        assert stage.run("bash", CLUSTER / "ray" / "node.sh", "worker", address, **given) == (0, "")
+    assert early == [""]
+    assert f"ray start --address {address} " in stage.calls()
+    shutil.rmtree(scratch)
 
 
 def test_a_folder_on_lustre_is_striped_before_its_first_run_only(tmp_path: Path) -> None:
