@@ -23,6 +23,7 @@ def forget_token() -> None:
 
     With a token of ours the cluster could not answer: it would take this driver for dead and cancel its actors.
     """
-    if "ray" not in sys.modules and os.environ.get("RAY_AUTH_TOKEN") == _drawn.get("token"):
+    # One that a file or the user gives is none of ours.
+    if "ray" not in sys.modules and _drawn and os.environ.get("RAY_AUTH_TOKEN") == _drawn["token"]:
         os.environ.pop("RAY_AUTH_MODE", None)
         os.environ.pop("RAY_AUTH_TOKEN", None)

@@ -10,6 +10,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from cryoseg_dist.errors import StageFailedError
+from cryoseg_dist.runtime import ray_token
 from cryoseg_dist.runtime.ray_token import draw_token, forget_token
 
 BOARDS = Path(__file__).resolve().parents[2] / "deploy" / "monitoring" / "dashboards"
@@ -41,6 +43,28 @@ def test_a_token_that_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
     forget_token()
     assert os.environ["RAY_AUTH_TOKEN"] == "theirs"
+
+
+def test_a_token_in_a_file_stays_where_none_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_token, "_drawn", {})
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/etc/ray-token")
+    draw_token()
+    forget_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_cluster_that_does_not_let_us_in_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cryoseg_dist.runtime import ray_start
+
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray_start.ray, "init", refuse)
+    with pytest.raises(StageFailedError, match=r"cluster at head:6379 .*Failed to connect.*RAY_AUTH_TOKEN_PATH"):
+        ray_start.start_ray("head:6379")
 
 
 @pytest.mark.ray
