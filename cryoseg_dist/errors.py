@@ -51,14 +51,16 @@ class StoreUnavailableError(CryosegError):
     ----------
     full : bool
         Waiting does not help.
+    waited : float
+        Seconds for which it refused before it was given up.
     """
 
-    def __init__(self, where: str, got: str, remedy: str, full: bool = False) -> None:
-        self.where, self.got, self.remedy, self.full = where, got, remedy, full
+    def __init__(self, where: str, got: str, remedy: str, full: bool = False, waited: float = 0.0) -> None:
+        self.where, self.got, self.remedy, self.full, self.waited = where, got, remedy, full, waited
         super().__init__(f"{where}: expected a storage that reads and writes, got {got}. {remedy}")
 
-    def __reduce__(self) -> tuple[type["StoreUnavailableError"], tuple[str, str, str, bool]]:
-        return type(self), (self.where, self.got, self.remedy, self.full)
+    def __reduce__(self) -> tuple[type["StoreUnavailableError"], tuple[str, str, str, bool, float]]:
+        return type(self), (self.where, self.got, self.remedy, self.full, self.waited)
 
 
 class DamagedDataError(CryosegError):

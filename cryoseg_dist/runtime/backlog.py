@@ -139,7 +139,7 @@ class Backlog:
         now, failures = time.monotonic(), job.failures + 1
         last: dict[str, Any] = {"failed_on": worker, "failed_at": now, "failures": failures}
         if isinstance(fault, StoreUnavailableError):
-            since = now if job.storage_since is None else job.storage_since
+            since = now - fault.waited if job.storage_since is None else job.storage_since
             if fault.full or now - since >= self._patience:
                 raise fault
             again = replace(job, storage_since=since, **last)

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,7 @@ def unavailable(fault: BaseException, where: Path | str) -> StoreUnavailableErro
 @contextmanager
 def storage_faults(where: Path | str) -> Iterator[None]:
     """Raise :class:`StoreUnavailableError` in place of what the system or the codecs say of a storage at fault."""
+    started = time.monotonic()
     try:
         yield
     except (CryosegError, FileNotFoundError):
@@ -83,4 +85,6 @@ def storage_faults(where: Path | str) -> Iterator[None]:
         error = unavailable(fault, where)
         if error is None:
             raise
+        # Requests of an object store have been tried again by then.
+        error.waited = time.monotonic() - started
         raise error from fault

@@ -1,7 +1,9 @@
 """Units that wait their turn, and the judgement on workers."""
 
 import errno
+import pickle
 import time
+from contextlib import nullcontext
 
 import pytest
 
@@ -11,7 +13,7 @@ from cryoseg_dist.runtime.backlog import Backlog, Job, pause
 from cryoseg_dist.runtime.executor import Finished, Retry
 from cryoseg_dist.runtime.health import Health
 from cryoseg_dist.schema.work import Outcome, Unit
-from cryoseg_dist.store.faults import unavailable
+from cryoseg_dist.store.faults import storage_faults, unavailable
 
 
 def units(n: int) -> list[Unit]:
@@ -97,6 +99,24 @@ def test_a_storage_that_is_away_counts_for_no_attempt_until_patience_ends(monkey
     assert len(tries) >= 3
     assert set(tries) == {1}
     assert 0.4 <= time.monotonic() - started < 5.0
+
+
+def test_what_a_request_has_waited_counts_for_the_patience() -> None:
+    def refused() -> None:
+        # Through a process boundary, as an actor's answer.
+        try:
+            with storage_faults("s3://bucket/p"):
+                time.sleep(0.2)
+                raise OSError(errno.ETIMEDOUT, "x")
+        except StoreUnavailableError as fault:
+            backlog.failed(job, pickle.loads(pickle.dumps(fault)))
+
+    for patience, ends in ((0.1, True), (10.0, False)):
+        backlog = Backlog(units(1), patience)
+        job = backlog.take()
+        assert job is not None
+        with pytest.raises(StoreUnavailableError) if ends else nullcontext():
+            refused()
 
 
 def test_a_full_disk_and_damage_stop_at_once() -> None:
