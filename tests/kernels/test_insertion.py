@@ -157,7 +157,10 @@ def test_weighing_agrees_with_tensor_operations(size: int) -> None:
     order = by_rows(ky, kx)
     ky, kx = ky[order], kx[order]
     g = torch.Generator().manual_seed(1)
-    optics = (Optics(2.0, 300.0, 2.7, 0.1), Optics(2.0, 300.0, 2.7, 0.1, beam_tilt=(0.3, -0.2)))
+    optics = (
+        Optics(2.0, 300.0, 2.7, 0.1),
+        Optics(2.0, 300.0, 2.7, 0.1, beam_tilt=(0.3, -0.2), even_aberrations=(0.4, 0.0, -0.3)),
+    )
     columns = torch.cat((1e4 + 1e3 * torch.rand((40, 2), generator=g), 90 * torch.rand((40, 2), generator=g)), dim=1)
     columns = torch.cat((columns, torch.arange(40.0)[:, None] % 2), dim=1)
     images = torch.randn((40, size, size), generator=g).to(torch.float16)
@@ -168,7 +171,8 @@ def test_weighing_agrees_with_tensor_operations(size: int) -> None:
         weigh_torch(images, microscope, columns, noise, ky, kx),
         strict=True,
     ):
-        torch.testing.assert_close(fast, slow, atol=2e-4, rtol=1e-4)
+        # Phases of up to 41 radians are rounded in single precision on either side.
+        assert float((fast - slow).abs().max()) < 2e-5 * float(slow.abs().max())
 
 
 @pytest.mark.parametrize(
