@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--symmetry", default="C1")
     parser.add_argument("--diameter", type=float, required=True)
     parser.add_argument("--low-pass", type=float, default=40.0, help="of the first map [A]")
+    parser.add_argument("--only", choices=("relion", "cryoseg"), help="run this program alone, without judging it")
     parser.add_argument("--scratch", type=Path, required=True)
     options = parser.parse_args()
     folder = options.scratch.absolute()
@@ -131,10 +132,12 @@ def main() -> None:
         prepare(options.particles.absolute(), options.diameter, folder)
     programs = {"relion": (RELION_HALF, relion(folder, options)), "cryoseg": (OURS_HALF, ours(options))}
     for name, (half, command) in programs.items():
-        if not (folder / half.format(2)).exists():
+        if options.only in (None, name) and not (folder / half.format(2)).exists():
             shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).mkdir()
             timed(command, folder, name)
+    if options.only is not None:
+        return
     print(f"{'':10} {'0.143 A':>8} {'shell':>6} {'0.5 A':>7} {'area':>6} {'wall s':>8} {'cpu s':>8} {'GB':>6}")
     for name, (half, _) in programs.items():
         found, spent = judge(folder, half, name), json.loads((folder / f"{name}.json").read_text())
