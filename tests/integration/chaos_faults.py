@@ -16,7 +16,7 @@ from cryoseg_dist.store.project import Project
 
 @dataclass
 class Injected:
-    """A fault that was injected: seconds since the start, kind, and what it hit."""
+    """A fault that was injected: when (seconds since 1970), its kind, and what it hit."""
 
     at: float
     kind: str

@@ -1,0 +1,1 @@
+"""Whole runs under faults, beside an undisturbed one."""
