@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cryoseg_dist.errors import CryosegError, StageFailedError
 from cryoseg_dist.runtime.backlog import Backlog, Job, pause
 from cryoseg_dist.runtime.executor import STORE_PATIENCE, Finished, Retry, last_line
 from cryoseg_dist.runtime.health import Health
-from cryoseg_dist.runtime.ray_call import Answer, _Actor
+from cryoseg_dist.runtime.ray_call import Answer, Flight, Member, _Actor
 from cryoseg_dist.runtime.ray_capacity import healthy_node, room, wait_for_room
 from cryoseg_dist.runtime.ray_start import start_ray
 from cryoseg_dist.schema.work import MapStage, Unit
@@ -38,48 +38,6 @@ COMING_UP = 15.0
 # Seconds that workers may take to come up when none is left; seconds between two tries to reach a lost one, at first and
 # at most; tries before it is replaced.
 START_PATIENCE, PROBE_PAUSE, LONGEST_PROBE_PAUSE, PROBES = 300.0, 1.0, 30.0, 3
-
-
-@dataclass
-class _Flight:
-    """Units on their way in one call."""
-
-    jobs: list[Job]
-    started: float
-
-
-@dataclass(eq=False)
-class _Member:
-    """An actor of the pool.
-
-    Attributes
-    ----------
-    actor : ActorHandle
-    name, node : str
-        Of the process that answered last.
-    probe : ObjectRef, optional
-        Asks whether the process is up; units wait until it answers.
-    probe_at : float
-        Monotonic seconds from which its answer counts.
-    silent : int
-        Probes in a row without an answer.
-    rests_until : float
-        Monotonic seconds before which it gets no unit.
-    size : int
-        Units that its next call takes at most.
-    flights : dict of ObjectRef to _Flight
-        Calls, in the order in which they are computed.
-    """
-
-    actor: Any
-    name: str = ""
-    node: str = ""
-    probe: Any = None
-    probe_at: float = 0.0
-    silent: int = 0
-    rests_until: float = 0.0
-    size: int = 1
-    flights: dict[Any, _Flight] = field(default_factory=dict)
 
 
 class RayExecutor:
@@ -148,14 +106,14 @@ class RayExecutor:
         """Actors of the pool."""
         return len(self._members)
 
-    def _new_member(self, node: str | None = None) -> _Member:
+    def _new_member(self, node: str | None = None) -> Member:
         options: dict[str, Any] = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_concurrency": 1}
         if node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         actor = _Actor.options(**options).remote(  # type: ignore[attr-defined]
             self._project, max(1, math.floor(self._cpus)), self._gpus > 0
         )
-        return _Member(actor, probe=actor.hello.remote())
+        return Member(actor, probe=actor.hello.remote())
 
     def map(self, stage: MapStage, units: Sequence[Unit]) -> Iterator[Finished | Retry]:
         """Compute units as actors come free.
@@ -213,9 +171,9 @@ class RayExecutor:
                 if jobs := self._call(member, backlog):
                     units = [(job.unit, job.attempts) for job in jobs]
                     reference = member.actor.run.remote(self._stage_number, held, units)
-                    member.flights[reference] = _Flight(jobs, time.monotonic())
+                    member.flights[reference] = Flight(jobs, time.monotonic())
 
-    def _call(self, member: _Member, backlog: Backlog) -> list[Job]:
+    def _call(self, member: Member, backlog: Backlog) -> list[Job]:
         """The next unit, and with it as many as take little time and have not failed."""
         fits = self._fits(member)
         first = backlog.take(fits)
@@ -231,7 +189,7 @@ class RayExecutor:
             jobs.append(job)
         return jobs
 
-    def _fits(self, member: _Member) -> Callable[[Job], bool]:
+    def _fits(self, member: Member) -> Callable[[Job], bool]:
         others = [other for other in self._members if other is not member]
         up = any(other.probe is None for other in others)
 
@@ -260,7 +218,7 @@ class RayExecutor:
             ready, _ = ray.wait(waited, num_returns=len(waited), timeout=0)
         return set(ready)
 
-    def _steps(self, member: _Member, ready: set[Any], backlog: Backlog) -> Iterator[Finished | Retry | CryosegError]:
+    def _steps(self, member: Member, ready: set[Any], backlog: Backlog) -> Iterator[Finished | Retry | CryosegError]:
         """What became of the units of one actor."""
         if member.probe in ready:
             self._answered(member)
@@ -281,7 +239,7 @@ class RayExecutor:
             self._replace(member)
             yield from self._given_up(member, f"no result within {self._deadline:g} s", backlog)
 
-    def _answered(self, member: _Member) -> None:
+    def _answered(self, member: Member) -> None:
         try:
             member.name, member.node = ray.get(member.probe)
             member.probe, member.silent = None, 0
@@ -296,7 +254,7 @@ class RayExecutor:
             member.probe_at = time.monotonic() + wait
 
     def _landed(
-        self, member: _Member, reference: Any, answer: Answer, backlog: Backlog
+        self, member: Member, reference: Any, answer: Answer, backlog: Backlog
     ) -> Iterator[Finished | Retry | CryosegError]:
         """What a call brought: units that ended, one that failed, others that it did not begin."""
         jobs = member.flights.pop(reference).jobs
@@ -316,7 +274,7 @@ class RayExecutor:
             yield self._failed(member, rest[0], answer.fault, backlog)
 
     def _failed(
-        self, member: _Member, job: Job, fault: CryosegError | str, backlog: Backlog
+        self, member: Member, job: Job, fault: CryosegError | str, backlog: Backlog
     ) -> Finished | Retry | CryosegError:
         """A unit whose code failed, or whose storage did."""
         try:
@@ -330,13 +288,13 @@ class RayExecutor:
             member.rests_until = time.monotonic() + wait
         return step
 
-    def _lost(self, member: _Member, reason: str, backlog: Backlog) -> Iterator[Finished | Retry | CryosegError]:
+    def _lost(self, member: Member, reason: str, backlog: Backlog) -> Iterator[Finished | Retry | CryosegError]:
         """The actor's process is gone; Ray starts it again, on another node where its own is gone."""
         self._health.forget(member.name)
         member.probe, member.probe_at = member.actor.hello.remote(), time.monotonic()
         yield from self._given_up(member, reason, backlog)
 
-    def _given_up(self, member: _Member, reason: str, backlog: Backlog) -> Iterator[Finished | Retry | CryosegError]:
+    def _given_up(self, member: Member, reason: str, backlog: Backlog) -> Iterator[Finished | Retry | CryosegError]:
         """The unit under way counts as failed; those that stood behind it were not tried.
 
         Of a call of several units nobody knows which was under way: each is tried again by itself, and none counts as failed.
@@ -362,7 +320,7 @@ class RayExecutor:
                 backlog.put_back(replace(job, alone=True))
             yield Retry(suspects[0].unit.key, suspects[0].attempts, f"{reason}, with {len(suspects)} units")
 
-    def _replace(self, member: _Member) -> None:
+    def _replace(self, member: Member) -> None:
         """Put a new actor in the place of one that hangs, is sick, or will not come back."""
         with suppress(RayError):
             ray.kill(member.actor, no_restart=True)
@@ -378,7 +336,7 @@ class RayExecutor:
         fresh = self._new_member(node)
         member.actor, member.probe, member.probe_at, member.rests_until = fresh.actor, fresh.probe, 0.0, 0.0
 
-    def _retire(self, member: _Member, backlog: Backlog) -> None:
+    def _retire(self, member: Member, backlog: Backlog) -> None:
         """Replace a sick worker, and with it all of a sick node; units that stood behind go back untried."""
         sick = self._health.sick_nodes()
         for other in [m for m in self._members if m is member or m.node in sick]:

@@ -1,4 +1,4 @@
-"""A Ray actor around a worker, and what a call of it brings back.
+"""A Ray actor around a worker, what a call of it brings back, and what the driver knows of both.
 
 Units that take milliseconds would wait for Ray rather than for the processor, so a call takes several of them.
 """
@@ -13,6 +13,7 @@ import ray
 import torch
 
 from cryoseg_dist.errors import CryosegError
+from cryoseg_dist.runtime.backlog import Job
 from cryoseg_dist.runtime.executor import Finished, Worker, last_line
 from cryoseg_dist.schema.work import Unit
 from cryoseg_dist.store.project import Project
@@ -71,3 +72,45 @@ class _Actor:
             if time.monotonic() > until:
                 break
         return answer
+
+
+@dataclass
+class Flight:
+    """Units on their way in one call."""
+
+    jobs: list[Job]
+    started: float
+
+
+@dataclass(eq=False)
+class Member:
+    """An actor of the pool.
+
+    Attributes
+    ----------
+    actor : ActorHandle
+    name, node : str
+        Of the process that answered last.
+    probe : ObjectRef, optional
+        Asks whether the process is up; units wait until it answers.
+    probe_at : float
+        Monotonic seconds from which its answer counts.
+    silent : int
+        Probes in a row without an answer.
+    rests_until : float
+        Monotonic seconds before which it gets no unit.
+    size : int
+        Units that its next call takes at most.
+    flights : dict of ObjectRef to Flight
+        Calls, in the order in which they are computed.
+    """
+
+    actor: Any
+    name: str = ""
+    node: str = ""
+    probe: Any = None
+    probe_at: float = 0.0
+    silent: int = 0
+    rests_until: float = 0.0
+    size: int = 1
+    flights: dict[Any, Flight] = field(default_factory=dict)
