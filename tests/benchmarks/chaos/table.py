@@ -90,9 +90,6 @@ def lost_seconds(told: Told, fault: Injected, hits: int, workers: int = 2) -> fl
             since[event["worker"]] = event["time"]
         else:
             step = event["time"]
-    if told.kind == "dask worker killed":
-        # A sum begins when the last unit has ended.
-        return fault.at - max([step, *since.values()])
     process = fault.what.rpartition(" ")[2]
     hit = [max(step, at) for name, at in since.items() if name.endswith(f":{process}")]
     # Those that were replaced before finished nothing for longest.
@@ -176,6 +173,13 @@ def measured(told: Told, hits: int, calm: Sequence[dict]) -> dict[str, Any]:
     }
 
 
+def extra_work(row: dict[str, Any]) -> str:
+    """Seconds and percent; nothing for sums, whose folds a run does not log (``killed_workers.py`` tells what they cost)."""
+    if row["kind"] == "dask worker killed":
+        return "-"
+    return f"{row['seconds']:.1f} s, {100 * row['seconds'] / row['work']:4.1f} %"
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """All rows, and what stopped commands said."""
     lines = [
@@ -185,7 +189,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         resumed = ", ".join(f"{s:.1f}" for s in row["resumed"])
         lines.append(
             f"{row['kind']:24}{row['times']:>6}{row['redone']:>8}{row['units']:>5}"
-            f"{row['seconds']:>8.1f} s, {100 * row['seconds'] / row['work']:4.1f} %"
+            f"{extra_work(row):>18}"
             f"{row['difference']:>12.2g}{resumed:>22}  {row['codes']}"
         )
     said = [f"{row['kind']}: {text}" for row in rows for text in row["refusals"]]
