@@ -1,6 +1,7 @@
 """Commands whose modules are loaded when they are called for: torch alone takes seconds."""
 
 import gc
+import os
 from importlib import import_module
 from typing import Any
 
@@ -32,6 +33,8 @@ class LazyGroup(TyperGroup):
         """Run the command of the command line."""
         # Thousands of modules come and stay: looking for garbage among them took a seventh of the start.
         gc.set_threshold(100_000)
+        # Torch, which reads this when it is loaded, then asks for large pages: faults of small ones took half of a large reconstruction's end.
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         return super().main(*args, **options)
 
     def list_commands(self, ctx: Any) -> list[str]:

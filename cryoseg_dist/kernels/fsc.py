@@ -1,9 +1,11 @@
 """Fourier shell correlation and what follows from it."""
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
-from cryoseg_dist.kernels.fourier import hermitian_weights, shells, to_fourier, to_real
+from cryoseg_dist.kernels.fourier import shells, to_fourier, to_real
 
 
 def fsc(a: Tensor, b: Tensor) -> Tensor:
@@ -19,19 +21,34 @@ def fsc(a: Tensor, b: Tensor) -> Tensor:
     Tensor, float64, shape (..., n // 2 + 1)
         One at shell 0 when both means agree in sign; 0 where a map has no power.
     """
-    n = a.shape[-2]
-    index = shells(n, 3, a.device)
-    keep = index <= n // 2
-    flat = index[keep]
-    weights = hermitian_weights(n, a.device).to(torch.float64).expand(index.shape)[keep]
+    n, lead = a.shape[-2], a.shape[:-3]
+    shape = (-1, *a.shape[-3:])
+    pairs = zip(a.cpu().reshape(shape).numpy(), b.cpu().reshape(shape).numpy(), strict=True)
+    sums = torch.from_numpy(np.stack([_products_by_shell(x, y) for x, y in pairs])).to(a.device)
+    cross, power = sums[:, 0], sums[:, 1] * sums[:, 2]
+    curves = torch.where(power > 0, cross / power.sqrt().clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    return curves.reshape(*lead, n // 2 + 1)
 
-    def total(values: Tensor) -> Tensor:
-        out = torch.zeros((*values.shape[:-3], n // 2 + 1), dtype=torch.float64, device=a.device)
-        return out.index_add_(-1, flat, values[..., keep].to(torch.float64) * weights)
 
-    cross = total((a * b.conj()).real)
-    power = total(a.abs().square()) * total(b.abs().square())
-    return torch.where(power > 0, cross / power.sqrt().clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _products_by_shell(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sums of ``Re(a b*)``, ``|a|^2`` and ``|b|^2`` by shell, Friedel mates counted, (3, n // 2 + 1)."""
+    n, width = a.shape[0], a.shape[2]
+    out = np.zeros((3, n // 2 + 1))
+    for iz in range(n):
+        z = iz if 2 * iz < n else iz - n
+        for iy in range(n):
+            y = iy if 2 * iy < n else iy - n
+            for x in range(width):
+                shell = int(np.sqrt(np.float32(x * x + y * y + z * z)) + np.float32(0.5))
+                if shell > n // 2:
+                    break
+                times = 1.0 if x == 0 or 2 * x == n else 2.0
+                p, q = a[iz, iy, x], b[iz, iy, x]
+                out[0, shell] += times * (p.real * q.real + p.imag * q.imag)
+                out[1, shell] += times * (p.real * p.real + p.imag * p.imag)
+                out[2, shell] += times * (q.real * q.real + q.imag * q.imag)
+    return out
 
 
 def crossing(curve: Tensor, threshold: float) -> float:
