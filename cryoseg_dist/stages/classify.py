@@ -60,7 +60,7 @@ class ClassifySettings(Settings):
     unit_size: int = Field(default=256, ge=32)
     """Particles a unit of work."""
     largest_share: float = Field(default=3.0, ge=1)
-    """Largest class, as a multiple of the mean class size: whom it has no room for go where they fit next best."""
+    """Largest class after the coarse pass, as a multiple of the mean class size; the finer pass may go beyond it."""
     min_share: float = Field(default=0.1, ge=0)
     """Smallest good class, as a share of the mean class size."""
     max_relative_resolution: float = Field(default=2.0, ge=1)
