@@ -40,7 +40,7 @@ def report_data(session: Session, result: RunResult, truth: Tensor | None) -> re
     summary = report.RunSummary(
         project=session.project.root.name,
         command=" ".join(session.command),
-        started=time.strftime("%Y-%m-%d %H:%M"),
+        ended=time.strftime("%Y-%m-%d %H:%M"),
         wall_seconds=sum(result.seconds.values()),
         micrographs=f.get("micrographs"),
         micrographs_used=f.get("micrographs_accepted"),

@@ -20,7 +20,7 @@ class RunSummary:
         Name or folder of the project.
     command : str
         Command line that made it.
-    started : str
+    ended : str
         Date and time, as text.
     wall_seconds : float, optional
     micrographs, micrographs_used : int, optional
@@ -41,7 +41,7 @@ class RunSummary:
 
     project: str = ""
     command: str = ""
-    started: str = ""
+    ended: str = ""
     wall_seconds: float | None = None
     micrographs: int | None = None
     micrographs_used: int | None = None

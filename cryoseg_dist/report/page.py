@@ -51,7 +51,7 @@ def key_figures(summary: RunSummary) -> list[tuple[str, str, str]]:
         (
             "Wall time",
             None if summary.wall_seconds is None else duration(summary.wall_seconds),
-            f"started {summary.started}" if summary.started else "",
+            f"ended {summary.ended}" if summary.ended else "",
         ),
         ("B-factor", None if summary.b_factor is None else f"{summary.b_factor:.0f} Å²", "of the sharpened map"),
     ]

@@ -113,7 +113,7 @@ def full_data(name: str = "mic.mrc", n_micrographs: int = 14) -> ReportData:
         summary=RunSummary(
             project=name,
             command=f"cryoseg run --project {name}",
-            started="2026-11-24 12:00",
+            ended="2026-11-24 12:00",
             wall_seconds=4000.0,
             micrographs=14,
             micrographs_used=13,
@@ -165,6 +165,7 @@ def test_full_page_shows_every_section():
         assert expected in text
     assert text.count("accepted") > 10
     # Class 3 leads with its 500 particles, the empty class 2 is left out.
+    assert "ended 2026-11-24 12:00" in text
     assert "3 · 500 ✓" in text
     assert "2 · 0" not in text
 
