@@ -6,7 +6,7 @@ small one without the shifts. Fourier pixels are those of ``slices.disc_pixels``
 one component (real or imaginary) of the noise.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -224,25 +224,6 @@ def search(
         Logarithm of the prior of each image's shifts.
     """
     best: Best | None = None
-    found = search_chunks(observations, phases, reference_chunks, keep, index=index, prior=prior, any_scale=any_scale)
-    for chunk in found:
-        best = chunk if best is None else _merged(best, chunk, keep)
-    if best is None:
-        raise ValueError("no references")
-    return best
-
-
-def search_chunks(
-    observations: Observations,
-    phases: Tensor,
-    reference_chunks: Sequence[Tensor],
-    keep: int,
-    *,
-    index: Tensor | None = None,
-    prior: Tensor | None = None,
-    any_scale: bool = False,
-) -> Iterator[Best]:
-    """What :func:`search` finds in each chunk by itself; rotations are numbered through all chunks."""
     first = 0
     if index is None:
         products = partial(_shared_products, _Images(observations, phases))
@@ -252,8 +233,12 @@ def search_chunks(
         cross, energy = products(references)
         n_references = energy.shape[1]
         values, places, log_sum = _best_scores(cross, energy, prior, keep, any_scale)
-        yield Best(values, places // n_references, places % n_references + first, log_sum)
+        found = Best(values, places // n_references, places % n_references + first, log_sum)
+        best = found if best is None else _merged(best, found, keep)
         first += n_references
+    if best is None:
+        raise ValueError("no references")
+    return best
 
 
 def _best_scores(

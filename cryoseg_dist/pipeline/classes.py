@@ -8,19 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryoseg_dist.kernels.capacity import capacity_prices
 from cryoseg_dist.pipeline.maps import mean_power
 from cryoseg_dist.pipeline.micrographs import SetAside
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.runtime.events import IterationFinished
-from cryoseg_dist.schema.work import ArraySpec, Read, Region, Unit
+from cryoseg_dist.schema.work import ArraySpec, Region, Unit
 from cryoseg_dist.stages import class_averages, classify
-from cryoseg_dist.stages.class_search import CANDIDATE_COLUMNS, POSES_A_CLASS, ClassSearchStage
 from cryoseg_dist.stages.classify import ASSIGNMENT_COLUMNS, PADDING, ClassifyStage
-
-# Particles that the prices of full classes are found with.
-PRICED = 20_000
 
 
 @dataclass(frozen=True)
@@ -81,15 +76,10 @@ def run_classify(session: Session, particles: Particles) -> Classified:
             particles,
             np.arange(n),
             ClassifyStage(
-                particles.optics,
-                diameter,
-                first,
-                noise,
-                1,
-                Region(f"{run}/it000/none", (0, 0, 0), (k, size, size)),
-                np.zeros(k, dtype=np.float32),
+                particles.optics, diameter, first, noise, 1, Region(f"{run}/it000/none", (0, 0, 0), (k, size, size))
             ),
-            fixed=classify.random_assignment(n, k, settings),
+            k,
+            classify.random_assignment(n, k, settings),
         )
         found = class_averages.average(step.total, size, pixel, diameter, settings, first.max_shell)
         _keep_averages(session, f"{run}/it000/averages", found.references, pixel)
@@ -98,13 +88,19 @@ def run_classify(session: Session, particles: Particles) -> Classified:
     for iteration in range(done, settings.iterations):
         noise = np.asarray(state["noise"], dtype=np.float32)
         sampled = classify.sampling(iteration, size, pixel, diameter, settings)
+        rows = classify.batch_rows(iteration, n, settings)
         last = iteration + 1 == settings.iterations
-        rows = np.arange(n) if last else classify.batch_rows(iteration, n, settings)
-        averages = _averages_of(run, iteration, k, size)
-        search = ClassSearchStage(particles.optics, diameter, sampled, noise, averages)
-        prices = _search(session, run, iteration + 1, particles, rows, search)
-        stage = ClassifyStage(particles.optics, diameter, sampled, noise, settings.poses_kept, averages, prices)
-        step = _expectation(session, run, iteration + 1, particles, rows, stage)
+        step = _expectation(
+            session,
+            run,
+            iteration + 1,
+            particles,
+            np.arange(n) if last else rows,
+            ClassifyStage(
+                particles.optics, diameter, sampled, noise, settings.poses_kept, _averages_of(run, iteration, k, size)
+            ),
+            k,
+        )
         found = class_averages.average(
             step.total, size, pixel, diameter, settings, None if last else sampled.max_shell + 2.0
         )
@@ -140,24 +136,16 @@ def _chosen(session: Session, run: str, particles: Particles, ratio: np.ndarray)
     counts = np.bincount(number, minlength=len(averages))
     selected = class_averages.select(averages, ratio, counts, pixel, particles.diameter, settings)
     keep = selected[number]
-    if settings.keep is None:
-        # Below zero an image is likelier noise alone than noise and its class average.
-        keep &= assignment[:, 5] > 0
     table = particles.table.assign(
         class_number=number + 1,
         psi=assignment[:, 1].astype(np.float64),
         origin_x=assignment[:, 2].astype(np.float64) * pixel,
         origin_y=assignment[:, 3].astype(np.float64) * pixel,
     )
-    n_out = int((~selected[number]).sum())
-    n_noise = len(keep) - n_out - int(keep.sum())
-    name = f"{run}:{'+'.join(str(i + 1) for i in np.flatnonzero(selected))}:{n_noise}"
-    classes = f"in {int((~selected & (counts > 0)).sum())} of {int((counts > 0).sum())} classes that were not selected"
-    set_aside = tuple(
-        SetAside("classify", f"{n} particles", reason)
-        for n, reason in ((n_out, classes), (n_noise, "likelier noise alone than their class average and noise"))
-        if n
-    )
+    name = f"{run}:{'+'.join(str(i + 1) for i in np.flatnonzero(selected))}"
+    n_out = int((~keep).sum())
+    reason = f"in {int((~selected & (counts > 0)).sum())} of {int((counts > 0).sum())} classes that were not selected"
+    set_aside = (SetAside("classify", f"{n_out} particles", reason),) if n_out else ()
     kept = replace(particles, table=table).subset(keep, name)
     return Classified(run, averages, counts, selected, kept, set_aside)
 
@@ -204,53 +192,6 @@ def _keep_table(session: Session, name: str, values: np.ndarray) -> None:
     session.project.write(session.project.whole(name), values.astype(np.float32))
 
 
-def _batches(session: Session, particles: Particles, rows: np.ndarray) -> list[tuple[np.ndarray, Read, dict[str, Any]]]:
-    """Rows of each unit, how to read its images, and the parameters that every unit has."""
-    width = session.settings.classify.unit_size
-    out = []
-    for part in (rows[i : i + width] for i in range(0, len(rows), width)):
-        source, some = particles.read_of(part)
-        parameters: dict[str, Any] = {"ctf": particles.transfer(part)}
-        out.append((part, source, parameters if some is None else {**parameters, "rows": some}))
-    return out
-
-
-def _candidates_of(session: Session, run: str, n: int, stage: ClassSearchStage | ClassifyStage) -> ArraySpec:
-    width, n_classes = session.settings.classify.unit_size, stage.averages.shape[0]
-    shape = (width, n_classes, POSES_A_CLASS, CANDIDATE_COLUMNS)
-    return ArraySpec(
-        f"{run}/candidates",
-        (-(-n // width), *shape),
-        ("unit", "particle", "class", "pose", "value"),
-        "float32",
-        (1, *shape),
-        (1, *shape),
-        doc="Poses of the last iteration: log-likelihood, psi in degrees, origin x, y in px",
-    )
-
-
-def _search(
-    session: Session, run: str, iteration: int, particles: Particles, rows: np.ndarray, stage: ClassSearchStage
-) -> np.ndarray:
-    """Find candidates in every class on the workers; prices (K,) at which no class is larger than allowed."""
-    settings = session.settings.classify
-    spec = _candidates_of(session, run, len(particles), stage)
-    name = f"{run}/it{iteration:03d}/search"
-    batches = _batches(session, particles, rows)
-    regions = [Region(spec.name, (i, 0, 0, 0, 0), (i + 1, *spec.shape[1:])) for i in range(len(batches))]
-    units = [
-        Unit(f"{name}/{i:06d}", {"images": source}, {"candidates": region}, parameters)
-        for i, ((_, source, parameters), region) in enumerate(zip(batches, regions, strict=True))
-    ]
-    session.map(stage, name, [spec], units, quiet=True, need_all=True)
-    every = -(-len(rows) // PRICED)
-    scores = np.concatenate(
-        [session.project.read(regions[i])[0, : len(batches[i][0]), :, 0, 0] for i in range(0, len(batches), every)]
-    )
-    capacity = int(np.ceil(settings.largest_share * len(scores) / scores.shape[1]))
-    return capacity_prices(scores, capacity).astype(np.float32)
-
-
 def _expectation(
     session: Session,
     run: str,
@@ -258,17 +199,17 @@ def _expectation(
     particles: Particles,
     rows: np.ndarray,
     stage: ClassifyStage,
+    n_classes: int,
     fixed: np.ndarray | None = None,
 ) -> _Step:
     """Match some particles on the workers and sum their partial sums in the order of the units.
 
-    All iterations share their arrays: a unit's ledger entry is written after its sums, and the next iteration starts after
+    All iterations share two arrays: a unit's ledger entry is written after its sums, and the next iteration starts after
     all sums of this one were read.
     """
-    width, m, n_classes = session.settings.classify.unit_size, PADDING * particles.size, stage.averages.shape[0]
+    width, m = session.settings.classify.unit_size, PADDING * particles.size
     n_units = -(-len(particles) // width)
     partial, row = (n_classes, m, m // 2 + 1, 3), (width, ASSIGNMENT_COLUMNS)
-    candidates = _candidates_of(session, run, len(particles), stage)
     specs = [
         ArraySpec(
             f"{run}/partials",
@@ -290,24 +231,25 @@ def _expectation(
         ),
     ]
     name = f"{run}/it{iteration:03d}"
-    batches = _batches(session, particles, rows)
+    parts = [rows[i : i + width] for i in range(0, len(rows), width)]
     units, regions = [], []
-    for i, (part, source, parameters) in enumerate(batches):
-        reads: dict[str, Read] = {"images": source}
-        if fixed is None:
-            reads["candidates"] = Region(candidates.name, (i, 0, 0, 0, 0), (i + 1, *candidates.shape[1:]))
-        else:
-            parameters = {**parameters, "fixed": fixed[part]}
+    for i, part in enumerate(parts):
+        source, some = particles.read_of(part)
+        parameters: dict[str, Any] = {"ctf": particles.transfer(part)}
+        if some is not None:
+            parameters["rows"] = some
+        if fixed is not None:
+            parameters["fixed"] = fixed[part]
         writes = {
             "partials": Region(specs[0].name, (i, 0, 0, 0, 0), (i + 1, *partial)),
             "assignment": Region(specs[1].name, (i, 0, 0), (i + 1, *row)),
         }
-        units.append(Unit(f"{name}/{i:06d}", reads, writes, parameters))
+        units.append(Unit(f"{name}/{i:06d}", {"images": source}, writes, parameters))
         regions.append(writes)
     marks = session.map(stage, name, specs, units, quiet=True, need_all=True)
     total = torch.zeros(partial)
     assignment = np.zeros((len(rows), ASSIGNMENT_COLUMNS), dtype=np.float32)
-    for i, ((part, _, _), writes) in enumerate(zip(batches, regions, strict=True)):
+    for i, (part, writes) in enumerate(zip(parts, regions, strict=True)):
         total += torch.from_numpy(session.project.read(writes["partials"])[0])
         assignment[i * width : i * width + len(part)] = session.project.read(writes["assignment"])[0, : len(part)]
     return _Step(total, assignment, tuple(mark.record for mark in marks))

@@ -1,7 +1,7 @@
 """2D classification: the expectation step over batches of particles.
 
 Maximum likelihood over class, in-plane angle and shift with the CTF on the side of the images: a coarse search by matrix
-products (``stages.class_search``), a finer one around the best poses, and soft insertion into the class averages.
+products, a finer one around the best poses, and soft insertion into the class averages.
 """
 
 import math
@@ -17,19 +17,19 @@ from torch import Tensor
 from cryoseg_dist.kernels.ctf import ctf_pixels
 from cryoseg_dist.kernels.fourier import to_fourier
 from cryoseg_dist.kernels.mask import soft_sphere
-from cryoseg_dist.kernels.matching import Observations, observe, shift_phases
+from cryoseg_dist.kernels.matching import Observations, observe, search, shift_phases
 from cryoseg_dist.kernels.planes import empty_planes, insert_planes, prepare_planes, sample_planes
 from cryoseg_dist.kernels.slices import disc_pixels, take_pixels
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.settings import Settings
-from cryoseg_dist.schema.work import Read, Region, Unit, UnitResult
-from cryoseg_dist.stages.refine_expectation import batch_images
+from cryoseg_dist.schema.work import Read, Unit, UnitResult
+from cryoseg_dist.stages.refine_expectation import batch_images, shift_grid
 
 # Class, psi (degrees), origin x, y (px), weight, log-likelihood.
 ASSIGNMENT_COLUMNS = 6
 PADDING = 2
-# Images matched at once: they bound the memory of a unit.
-BATCH = 32
+# Images matched at once, and references a matrix product: they bound the memory of a unit.
+BATCH, CHUNK = 32, 1024
 # Share of an iteration's resolution that the first pass uses.
 COARSE = 0.7
 
@@ -59,8 +59,6 @@ class ClassifySettings(Settings):
     """Poses of each particle that enter the averages."""
     unit_size: int = Field(default=256, ge=32)
     """Particles a unit of work."""
-    largest_share: float = Field(default=3.0, ge=1)
-    """Largest class after the coarse pass, as a multiple of the mean class size; the finer pass may go beyond it."""
     min_share: float = Field(default=0.1, ge=0)
     """Smallest good class, as a share of the mean class size."""
     max_relative_resolution: float = Field(default=2.0, ge=1)
@@ -135,34 +133,6 @@ def random_assignment(n: int, n_classes: int, settings: ClassifySettings) -> np.
     return out
 
 
-def ctf_at(transfer: Tensor, ky: Tensor, kx: Tensor, size: int, optics: Optics) -> Tensor:
-    """CTF (b, p) of images whose CTF columns are ``transfer`` (b, 4)."""
-    return ctf_pixels(
-        ky,
-        kx,
-        size,
-        optics.pixel_size,
-        *transfer.unbind(1),
-        voltage=optics.voltage,
-        spherical_aberration=optics.spherical_aberration,
-        amplitude_contrast=optics.amplitude_contrast,
-    )
-
-
-def shell_of(ky: Tensor, kx: Tensor, size: int) -> Tensor:
-    """Shell of each Fourier pixel, int64, shape (p,)."""
-    return torch.round((ky * ky + kx * kx).float().sqrt()).long().clamp(max=size // 2)
-
-
-def observe_masked(
-    images: Tensor, ctf: Tensor, noise: Tensor, ky: Tensor, kx: Tensor, optics: Optics, diameter: float
-) -> Observations:
-    """Images ready to be matched, masked softly beyond the diameter."""
-    size = images.shape[-1]
-    mask = soft_sphere(size, min(0.5 * diameter / optics.pixel_size, 0.5 * size - 3), 3.0, 2)
-    return observe(take_pixels(to_fourier(images * mask), ky, kx), ctf, noise)
-
-
 @dataclass(frozen=True)
 class ClassifyStage:
     """Classes and in-plane poses of particles, and their sums, given class averages.
@@ -177,10 +147,8 @@ class ClassifyStage:
     noise : ndarray, float32, shape (size // 2 + 1,)
         Noise variance of one component, by shell.
     poses_kept : int
-    averages : Region
+    averages : Read
         Real-space averages (K, y, x).
-    prices : ndarray, float32, shape (K,)
-        What the log-likelihood of each class is lowered by (``kernels.capacity``).
     """
 
     optics: Optics
@@ -188,8 +156,7 @@ class ClassifyStage:
     sampling: Sampling
     noise: np.ndarray
     poses_kept: int
-    averages: Region
-    prices: np.ndarray
+    averages: Read
 
     @property
     def name(self) -> str:
@@ -202,34 +169,40 @@ class ClassifyStage:
         return {"averages": self.averages}
 
     def setup(self, shared: Mapping[str, np.ndarray], device: str) -> "_State":
-        """Transform the averages."""
+        """Transform the averages and rotate them over the coarse grid."""
         averages = torch.from_numpy(shared["averages"].astype(np.float32))
         n_classes, size = averages.shape[0], averages.shape[-1]
-        ky, kx = disc_pixels(size, size / 2)
-        near = int((ky * ky + kx * kx <= self.sampling.max_shell**2).sum())
         planes = prepare_planes(averages, PADDING)
-        prices = torch.from_numpy(np.asarray(self.prices, dtype=np.float32))
-        return _State(size, n_classes, planes, ky, kx, near, shell_of(ky, kx, size), prices)
+        ky, kx = disc_pixels(size, size / 2)
+        square = ky * ky + kx * kx
+        near, coarse = (
+            int((square <= shell * shell).sum()) for shell in (self.sampling.max_shell, self.sampling.coarse_shell)
+        )
+        angles = torch.arange(round(360.0 / self.sampling.angular_step)) * self.sampling.angular_step
+        which = torch.arange(n_classes).repeat_interleave(len(angles))
+        psi = angles.repeat(n_classes)
+        references = sample_planes(planes, which, psi, ky[:coarse], kx[:coarse], PADDING)
+        shell = torch.round((ky * ky + kx * kx).float().sqrt()).long().clamp(max=size // 2)
+        chunks = [c.to(device) for c in references.split(CHUNK)]
+        return _State(size, n_classes, planes, ky, kx, near, coarse, shell, which, psi, chunks, device)
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Match one batch of particles and sum it up.
 
-        Reads ``images`` and ``candidates`` (1, unit size, K, j, 4), the best poses in each class. Unit parameters: ``ctf`` (n, 4),
-        optionally ``rows``, the images to take of those read, and ``fixed`` (n, 6), an assignment to sum up without matching,
-        which needs no candidates. Writes ``partials`` (1, K, m, m // 2 + 1, 3) and ``assignment`` (1, unit size, 6).
+        Unit parameters: ``ctf`` (n, 4), optionally ``rows``, the images to take of those read, and ``fixed`` (n, 6), an assignment
+        to sum up without matching. Writes ``partials`` (1, K, m, m // 2 + 1, 3) and ``assignment`` (1, unit size, 6).
         The record holds sums for the noise spectrum.
         """
         images = torch.from_numpy(batch_images(unit.parameters, inputs["images"]).astype(np.float32))
         transfer = torch.from_numpy(np.asarray(unit.parameters["ctf"], dtype=np.float32))
         fixed = unit.parameters.get("fixed")
-        values = inputs["candidates"][0, : len(images)] if fixed is None else fixed
-        given = torch.from_numpy(np.asarray(values, dtype=np.float32))
         total = empty_planes(state.n_classes, state.size, PADDING)
         out = np.zeros((len(images), ASSIGNMENT_COLUMNS), dtype=np.float32)
         noise = torch.zeros(state.size // 2 + 1, dtype=torch.float64)
         for first in range(0, len(images), BATCH):
             rows = slice(first, first + BATCH)
-            out[rows] = self._batch(images[rows], transfer[rows], given[rows], state, total, noise).numpy()
+            given = None if fixed is None else torch.from_numpy(np.asarray(fixed[rows], dtype=np.float32))
+            out[rows] = self._batch(images[rows], transfer[rows], given, state, total, noise).numpy()
         assignment = np.zeros(unit.writes["assignment"].shape, dtype=np.float32)
         assignment[0, : len(out)] = out
         count = 2 * len(images) * torch.bincount(state.shell, minlength=state.size // 2 + 1)
@@ -243,20 +216,28 @@ class ClassifyStage:
         return UnitResult({"partials": total.numpy()[None], "assignment": assignment}, record)
 
     def _batch(
-        self, images: Tensor, transfer: Tensor, given: Tensor, state: "_State", total: Tensor, noise: Tensor
+        self, images: Tensor, transfer: Tensor, fixed: Tensor | None, state: "_State", total: Tensor, noise: Tensor
     ) -> Tensor:
-        """Best poses (b, 6); ``given`` are the candidates (b, K, j, 4) of the batch, or poses (b, 6) to take as they are."""
-        size, matched = state.size, given.dim() == 4
-        c = ctf_at(transfer, state.ky, state.kx, size, self.optics)
+        size, o = state.size, self.optics
+        c = ctf_pixels(
+            state.ky,
+            state.kx,
+            size,
+            o.pixel_size,
+            *transfer.unbind(1),
+            voltage=o.voltage,
+            spherical_aberration=o.spherical_aberration,
+            amplitude_contrast=o.amplitude_contrast,
+        )
         variance = torch.from_numpy(self.noise)[state.shell]
         whole = take_pixels(to_fourier(images), state.ky, state.kx)
-        n = state.near
-        if matched:
-            ky, kx = state.ky[:n], state.kx[:n]
-            seen = observe_masked(images, c[:, :n], variance[:n], ky, kx, self.optics, self.diameter)
-            poses = self._poses(seen, given, state)
+        if fixed is None:
+            mask = soft_sphere(size, min(0.5 * self.diameter / o.pixel_size, 0.5 * size - 3), 3.0, 2)
+            n = state.near
+            seen = take_pixels(to_fourier(images * mask), state.ky[:n], state.kx[:n])
+            poses = self._poses(observe(seen, c[:, :n], variance[:n]), state)
         else:
-            poses = given[:, None]
+            poses = fixed[:, None]
         weighted = observe(whole, c, variance)
         b, k = poses.shape[:2]
         flat = poses.flatten(0, 1)
@@ -278,7 +259,8 @@ class ClassifyStage:
         )
         best = poses[:, 0]
         power = whole.abs().square()
-        if matched:
+        if fixed is None:
+            n = state.near
             signal = c[:, :n] * sample_planes(
                 state.planes, best[:, 0].long(), best[:, 1], state.ky[:n], state.kx[:n], PADDING
             )
@@ -287,40 +269,46 @@ class ClassifyStage:
         noise.index_add_(0, state.shell, power.sum(dim=0).double())
         return best
 
-    def _poses(self, observations: Observations, candidates: Tensor, state: "_State") -> Tensor:
+    def _poses(self, observations: Observations, state: "_State") -> Tensor:
         """Poses (b, k, 6) of the batch, the most likely first; their weights sum to one."""
-        s, n = self.sampling, state.near
+        s, n, k = self.sampling, state.near, self.poses_kept
         ky, kx = state.ky[:n], state.kx[:n]
-        b, _, per_class = candidates.shape[:3]
-        priced = (candidates[..., 0] - state.prices[:, None]).flatten(1)
-        coarse = priced.topk(min(self.poses_kept, priced.shape[1]), dim=1).indices
-        k, row = coarse.shape[1], torch.arange(b)[:, None]
-        which = coarse // per_class
-        psi, at = candidates[row, which, coarse % per_class, 1:].split([1, 2], dim=-1)
+        shifts = shift_grid(s.shift_range_px, s.shift_step_px)
+        phases = shift_phases(shifts, ky, kx, state.size)
+        low = observations.within(state.coarse)
+        low = Observations(low.data.to(state.device), low.weight.to(state.device))
+        found = search(low, phases[:, : state.coarse].to(state.device), state.references, k)
+        b, k = found.score.shape
+        rotation, shift = found.rotation.cpu(), found.shift.cpu()
         # Each of the best poses is split in two angles and four shifts.
-        psi = psi + 0.25 * s.angular_step * torch.tensor([-1.0, 1.0])
+        psi = state.psi[rotation][..., None] + 0.25 * s.angular_step * torch.tensor([-1.0, 1.0])
         sub = 0.25 * s.shift_step_px * torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]])
-        moved = at[..., None, :] + sub
+        moved = shifts[shift][..., None, :] + sub
+        which = state.which[rotation]
         references = sample_planes(
             state.planes, which.flatten().repeat_interleave(2), psi.flatten(), ky, kx, PADDING
         ).reshape(b, k, 2, n)
         energy = torch.einsum("bp,bkrp->bkr", observations.weight, references.abs().square())
         around = shift_phases(sub, ky, kx, state.size)
-        data = (observations.data[:, None] * shift_phases(at, ky, kx, state.size))[:, :, None] * around
+        data = (observations.data[:, None] * phases[shift])[:, :, None] * around
         cross = torch.view_as_real(data).flatten(3) @ torch.view_as_real(references).flatten(3).transpose(2, 3)
-        score = (cross - 0.5 * energy[:, :, None] - state.prices[which][..., None, None]).flatten(1)
+        score = (cross - 0.5 * energy[:, :, None]).flatten(1)
         top = score.topk(min(self.poses_kept, score.shape[1]), dim=1)
         parent, rest = top.indices // 8, top.indices % 8
+        row = torch.arange(b)[:, None]
         weight = torch.exp(top.values - torch.logsumexp(score, dim=1, keepdim=True))
-        found = which[row, parent]
-        columns = (
-            found.float(),
-            psi[row, parent, rest % 2],
-            *moved[row, parent, rest // 2].unbind(-1),
-            weight / weight.sum(dim=1, keepdim=True),
-            top.values + state.prices[found],
+        origin = moved[row, parent, rest // 2]
+        return torch.stack(
+            (
+                which[row, parent].float(),
+                psi[row, parent, rest % 2],
+                origin[..., 0],
+                origin[..., 1],
+                weight / weight.sum(dim=1, keepdim=True),
+                top.values,
+            ),
+            dim=-1,
         )
-        return torch.stack(columns, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -333,5 +321,9 @@ class _State:
     ky: Tensor
     kx: Tensor
     near: int
+    coarse: int
     shell: Tensor
-    prices: Tensor
+    which: Tensor
+    psi: Tensor
+    references: list[Tensor]
+    device: str

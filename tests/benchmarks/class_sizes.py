@@ -74,7 +74,8 @@ def main() -> None:
     options = parser.parse_args()
     given = json.loads((options.project / "settings.json").read_text())
     given["engine"] = {"engine": "inline"}
-    given["classify"] = {**given.get("classify", {}), **options.classify}
+    # Not those of the project, which an earlier call may have left.
+    given["classify"] = options.classify
     settings = RunSettings.model_validate(given)
     with open_session(settings, options.project, [], ["class_sizes"]) as session:
         micrographs = run_ingest(session)

@@ -21,7 +21,6 @@ from cryoseg_dist.pipeline.session import open_session
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import ImageFile, Region, Unit
 from cryoseg_dist.stages.class_averages import select
-from cryoseg_dist.stages.class_search import ClassSearchStage
 from cryoseg_dist.stages.classify import ClassifySettings, ClassifyStage, Sampling
 
 SIZE, PIXEL, DIAMETER, N = 32, 4.0, 90.0, 360
@@ -156,19 +155,14 @@ def test_the_sums_of_parts_add_up(planted: tuple[Particles, np.ndarray, np.ndarr
     particles = planted[0]
     images = torch.randn((40, SIZE, SIZE), generator=torch.Generator().manual_seed(1)).numpy()
     noise = np.full(SIZE // 2 + 1, 0.5 * SIZE**2, dtype=np.float32)
-    averages, sampled = Region("a", (0, 0, 0), (3, SIZE, SIZE)), Sampling(20.0, 2.0, 1.0, 8.0, 6.0)
-    search = ClassSearchStage(OPTICS, DIAMETER, sampled, noise, averages)
-    stage = ClassifyStage(OPTICS, DIAMETER, sampled, noise, 4, averages, np.zeros(3, dtype=np.float32))
-    states = [s.setup({"averages": pictures().numpy()}, "cpu") for s in (search, stage)]
+    stage = ClassifyStage(OPTICS, DIAMETER, Sampling(20.0, 2.0, 1.0, 8.0, 6.0), noise, 4, Region("a", (0,), (1,)))
+    state = stage.setup({"averages": pictures().numpy()}, "cpu")
 
     def sums(rows: slice) -> np.ndarray:
         n = rows.stop - rows.start
-        parameters = {"ctf": particles.transfer(np.arange(rows.start, rows.stop))}
-        found = {"candidates": Region("c", (0, 0, 0, 0, 0), (1, n, 3, 2, 4))}
-        read = {"images": images[rows]}
-        read |= search.compute(Unit("s", {}, found, parameters), read, states[0]).arrays
         writes = {"partials": Region("p", (0,), (1,)), "assignment": Region("q", (0, 0, 0), (1, n, 6))}
-        result = stage.compute(Unit("u", {}, writes, parameters), read, states[1])
+        unit = Unit("u", {}, writes, {"ctf": particles.transfer(np.arange(rows.start, rows.stop))})
+        result = stage.compute(unit, {"images": images[rows]}, state)
         assert np.all(result.arrays["assignment"][0, :, 4] > 0)
         return result.arrays["partials"]
 
@@ -196,28 +190,6 @@ def test_junk_is_not_selected() -> None:
     # No more than the allowed share goes, whatever the averages look like.
     counts[3] = 1000
     assert select(images, ratio, counts, PIXEL, DIAMETER, ClassifySettings(max_rejected=0.3))[3]
-
-
-def test_no_class_is_larger_than_allowed(
-    planted: tuple[Particles, np.ndarray, np.ndarray, np.ndarray], found: Classified, tmp_path: Path
-) -> None:
-    """The largest of six classes would hold twice the mean."""
-    assert found.counts.max() > 1.8 * N / 6
-    even = classified(planted[0], tmp_path, largest_share=1.2, iterations=6, keep=list(range(1, 7)))
-    assert even.counts.max() < 1.5 * N / 6
-
-
-def test_noise_is_set_aside(planted: tuple[Particles, np.ndarray, np.ndarray, np.ndarray], tmp_path: Path) -> None:
-    """Images of noise alone among the particles go, the particles stay."""
-    particles, n_noise = planted[0], 90
-    noise = torch.randn((n_noise, SIZE, SIZE), generator=torch.Generator().manual_seed(8)).numpy()
-    write_stack(tmp_path / "noise.mrcs", noise, PIXEL)
-    table = pd.concat([particles.table, particles.table.iloc[:n_noise].assign(row=N + np.arange(n_noise))])
-    sources = (*(particles.sources or ()), *(ImageFile(str(tmp_path / "noise.mrcs"), (i,)) for i in range(n_noise)))
-    mixed = replace(particles, run="mixed", table=table.reset_index(drop=True), sources=sources)
-    kept = classified(mixed, tmp_path / "run").particles.table["row"].to_numpy()
-    assert (kept >= N).sum() < 0.1 * n_noise
-    assert (kept < N).sum() > 0.9 * N
 
 
 def test_particles_of_rejected_classes_are_told(
