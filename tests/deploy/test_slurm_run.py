@@ -100,7 +100,7 @@ def test_a_warned_job_goes_back_to_the_queue_and_on(slurm: Slurm, settings: Path
     project, log = slurm.folder / "warned", slurm.folder / "warned.out"
     resources = ("--cpus-per-task=2", "--mem=4G")
     job = slurm.submit(f"--output={log}", *resources, SCRIPTS / "shared.sbatch", settings, project, *SHORT)
-    deadline = time.monotonic() + 200.0
+    deadline = time.monotonic() + 600.0
     while not (project / "ledger").is_dir() or finished_units(project) < 8:
         assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
         time.sleep(0.2)
