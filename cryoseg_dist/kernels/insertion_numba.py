@@ -136,7 +136,7 @@ def _sort_pixels(
 
     ``phase_x`` is flat, (pose, part, column), so that no view is made for a row.
     """
-    half, bend, one = np.float32(extent // 2), np.float32(curvature), np.float32(1.0)
+    half, bend, one = np.int32(extent // 2), np.float32(curvature), np.float32(1.0)
     step, size = np.uint64(columns.shape[0]), columns.shape[0]
     low_y, low_x = np.int32((1 << (bits[0] - bits[1])) - 1), np.int32((1 << bits[1]) - 1)
     x, y, z = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
@@ -159,8 +159,8 @@ def _sort_pixels(
                 sign = -one if place[j] & 1 else one
                 brick = place[j] >> 1
                 x[j] = sign * (ax * fx + bx + cx * depth) - np.float32((brick & low_x) << WIDE)
-                y[j] = sign * (ay * fx + by + cy * depth) + half - np.float32(((brick >> bits[1]) & low_y) << HIGH)
-                z[j] = sign * (az * fx + bz + cz * depth) + half - np.float32((brick >> bits[0]) << DEEP)
+                y[j] = sign * (ay * fx + by + cy * depth) - np.float32((((brick >> bits[1]) & low_y) << HIGH) - half)
+                z[j] = sign * (az * fx + bz + cz * depth) - np.float32(((brick >> bits[0]) << DEEP) - half)
                 p_re, p_im = phase_x[phase_re + j], phase_x[phase_im + j]
                 t_re, t_im = p_re * turn_re - p_im * turn_im, p_re * turn_im + p_im * turn_re
                 v_re, v_im = images[np.uint64(2) * (base + j)], images[np.uint64(2) * (base + j) + np.uint64(1)]
