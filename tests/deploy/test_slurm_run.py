@@ -109,7 +109,8 @@ def test_a_warned_job_goes_back_to_the_queue_and_on(slurm: Slurm, settings: Path
         assert time.monotonic() < deadline + 60.0, log.read_text(encoding="utf-8")
         time.sleep(0.2)
     before = finished_units(project)
-    # Slurm lets a job rest for two minutes before it starts again.
+    # Slurm lets a job rest for two minutes before it starts again. In the second in which it was taken back its credential is revoked.
+    time.sleep(3.0)
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     end = slurm.ended(job, 600.0)
     text = log.read_text(encoding="utf-8")
