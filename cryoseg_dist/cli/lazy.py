@@ -33,7 +33,7 @@ class LazyGroup(TyperGroup):
         """Run the command of the command line."""
         # Thousands of modules come and stay: looking for garbage among them took a seventh of the start.
         gc.set_threshold(100_000)
-        # Torch, which reads this when it is loaded, then asks for large pages: faults of small ones took half of a large reconstruction's end.
+        # Torch, which reads this when it is loaded, then asks for large pages: small ones cost a sixth of a large reconstruction.
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         return super().main(*args, **options)
 

@@ -138,7 +138,7 @@ def _sort_pixels(
     """
     half, bend, one = np.int32(extent // 2), np.float32(curvature), np.float32(1.0)
     step, size = np.uint64(columns.shape[0]), columns.shape[0]
-    low_y, low_x = np.int32((1 << (bits[0] - bits[1])) - 1), np.int32((1 << bits[1]) - 1)
+    mask_y, mask_x = np.int32((1 << (bits[0] - bits[1])) - 1), np.int32((1 << bits[1]) - 1)
     x, y, z = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
     re, im, wt = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
     for q in range(rotations.shape[0]):
@@ -158,8 +158,8 @@ def _sort_pixels(
                 # The side and the brick are those that were found: another rounding here changes neither.
                 sign = -one if place[j] & 1 else one
                 brick = place[j] >> 1
-                x[j] = sign * (ax * fx + bx + cx * depth) - np.float32((brick & low_x) << WIDE)
-                y[j] = sign * (ay * fx + by + cy * depth) - np.float32((((brick >> bits[1]) & low_y) << HIGH) - half)
+                x[j] = sign * (ax * fx + bx + cx * depth) - np.float32((brick & mask_x) << WIDE)
+                y[j] = sign * (ay * fx + by + cy * depth) - np.float32((((brick >> bits[1]) & mask_y) << HIGH) - half)
                 z[j] = sign * (az * fx + bz + cz * depth) - np.float32(((brick >> bits[0]) << DEEP) - half)
                 p_re, p_im = phase_x[phase_re + j], phase_x[phase_im + j]
                 t_re, t_im = p_re * turn_re - p_im * turn_im, p_re * turn_im + p_im * turn_re
@@ -300,6 +300,11 @@ def pixels_at_once(extent: int) -> int:
     return min(max(extent * extent * (extent // 2 + 1) // 4, 1 << 22), 1 << 25)
 
 
+def poses_at_once(extent: int, n_pixels: int) -> int:
+    """Poses of ``n_pixels`` that are sorted together."""
+    return max(1, min(POSES_AT_ONCE, pixels_at_once(extent) // n_pixels))
+
+
 def insert_numba(
     accumulator: Tensor,
     images: Tensor,
@@ -334,7 +339,7 @@ def insert_numba(
     spare: SimpleQueue[np.ndarray] = SimpleQueue()
     for _ in range(threads):
         spare.put(np.zeros(shape, dtype=np.float32))
-    at_once = max(1, min(POSES_AT_ONCE, pixels_at_once(extent) // n_pixels, len(rotations)))
+    at_once = min(poses_at_once(extent, n_pixels), max(1, len(rotations)))
     places = np.empty((at_once, n_pixels), dtype=np.int32)
     records = np.empty(at_once * n_pixels * RECORD, dtype=np.float32)
 

@@ -83,8 +83,8 @@ def scoring_bytes(
 
 def summing_bytes(size: int, padding: int, *, threads: int, split_every: int, groups: int) -> int:
     """What the driver holds while folds run: a sum and a batch of pixels a thread, sums that wait to be merged, the totals."""
-    batch = PIXEL_BYTES * pixels_at_once(size * padding)
-    return PROCESS + threads * batch + (threads + split_every + groups) * padded_bytes(size, padding, 12)
+    batches = threads * _batch_bytes(size, padding)
+    return PROCESS + batches + (threads + split_every + groups) * padded_bytes(size, padding, 12)
 
 
 def finishing_bytes(size: int, padding: int, *, groups: int) -> int:
@@ -101,8 +101,8 @@ def finishing_bytes(size: int, padding: int, *, groups: int) -> int:
 
 def folding_bytes(size: int, padding: int, *, threads: int) -> int:
     """What the driver holds while folds go to the store: a sum and a batch of pixels a thread, then what is encoded of the sum."""
-    batch = PIXEL_BYTES * pixels_at_once(size * padding)
-    return PROCESS + threads * (padded_bytes(size, padding, 12) + max(batch, 2 * _slab_bytes(size, padding)))
+    beside = max(_batch_bytes(size, padding), 2 * _slab_bytes(size, padding))
+    return PROCESS + threads * (padded_bytes(size, padding, 12) + beside)
 
 
 def slab_finishing_bytes(size: int, padding: int, *, threads: int) -> int:
@@ -110,6 +110,10 @@ def slab_finishing_bytes(size: int, padding: int, *, threads: int) -> int:
     takes. No term holds a padded volume.
     """
     return PROCESS + max(threads * 5 * _slab_bytes(size, padding), 9 * 4 * size**3)
+
+
+def _batch_bytes(size: int, padding: int) -> int:
+    return PIXEL_BYTES * pixels_at_once(size * padding)
 
 
 def _slab_bytes(size: int, padding: int) -> int:

@@ -21,7 +21,7 @@ from cryoseg_dist.errors import CryosegError, StageFailedError
 from cryoseg_dist.runtime.backlog import Backlog, Job, pause
 from cryoseg_dist.runtime.executor import STORE_PATIENCE, Finished, Retry, last_line
 from cryoseg_dist.runtime.health import Health
-from cryoseg_dist.runtime.ray_call import Answer, Flight, Member, _Actor
+from cryoseg_dist.runtime.ray_call import Answer, Flight, Member, UnitActor
 from cryoseg_dist.runtime.ray_capacity import healthy_node, room, wait_for_room
 from cryoseg_dist.runtime.ray_start import start_ray
 from cryoseg_dist.schema.work import MapStage, Unit
@@ -110,7 +110,7 @@ class RayExecutor:
         options: dict[str, Any] = {"num_cpus": self._cpus, "num_gpus": self._gpus, "max_concurrency": 1}
         if node is not None:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
-        actor = _Actor.options(**options).remote(  # type: ignore[attr-defined]
+        actor = UnitActor.options(**options).remote(  # type: ignore[attr-defined]
             self._project, max(1, math.floor(self._cpus)), self._gpus > 0
         )
         return Member(actor, probe=actor.hello.remote())

@@ -43,7 +43,7 @@ class Answer:
 
 
 @ray.remote(max_restarts=-1, max_task_retries=0)
-class _Actor:
+class UnitActor:
     """A worker in a process of its own."""
 
     def __init__(self, project: Project, threads: int, gpu: bool) -> None:

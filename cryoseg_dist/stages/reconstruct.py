@@ -17,7 +17,7 @@ from cryoseg_dist.kernels.coverage import Coverage, place_of
 from cryoseg_dist.kernels.ewald import curvature, weigh_sheets
 from cryoseg_dist.kernels.finishing import finish, shell_weights
 from cryoseg_dist.kernels.insertion import insert
-from cryoseg_dist.kernels.insertion_numba import POSES_AT_ONCE, pixels_at_once
+from cryoseg_dist.kernels.insertion_numba import poses_at_once
 from cryoseg_dist.kernels.interpolation import Interpolation
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import by_rows, disc_pixels
@@ -163,8 +163,10 @@ class FoldStage:
             ky, kx = ky[order], kx[order]
         inverse_noise = self._inverse_noise(int(unit.parameters["half"]), ky, kx)
         microscope = Microscope(self.optics, self.size, ky, kx)
-        at_once = pixels_at_once(self.partial_shape[0]) // len(ky)
-        room = max(1, min(at_once, POSES_AT_ONCE) if staging is None else GPU_BYTES // (4 * self.size**2))
+        if staging is None:
+            room = poses_at_once(self.partial_shape[0], len(ky))
+        else:
+            room = max(1, GPU_BYTES // (4 * self.size**2))
         seen = (microscope, inverse_noise, ky, kx)
         for images, columns, poses in batches(parts_of(unit, inputs), room):
             pose = torch.from_numpy(poses)

@@ -159,7 +159,7 @@ def single(folder: Path, n: int, size: int) -> Tensor:
     images = np.memmap(folder / "particles.mrcs", np.float32, "r", offset=1024).reshape(-1, size, size)[:n]
     transfer = t[["defocus_u", "defocus_v", "defocus_angle", "phase_shift"]].to_numpy(np.float32)
     poses = pose_table(t["rot"], t["tilt"], t["psi"], t["origin_x"], t["origin_y"], PIXEL)
-    unit = Unit("all", {"images/0": ""}, {}, {"half": 0, "parts": [{"ctf": transfer, "poses": poses}]})  # type: ignore[dict-item]
+    unit = Unit("all", {}, {}, {"half": 0, "parts": [{"ctf": transfer, "poses": poses}]})
     stage = FoldStage(Optics(PIXEL, VOLTAGE, CS, AMPLITUDE), size)
     total = stage.partial(unit, {"images/0": np.array(images)})
     return finish(enforce_friedel(torch.from_numpy(total)), size)

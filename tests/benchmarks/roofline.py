@@ -21,7 +21,7 @@ import torch
 
 from cryoseg_dist.kernels.accumulator import empty_accumulator
 from cryoseg_dist.kernels.insertion import insert
-from cryoseg_dist.kernels.insertion_numba import POSES_AT_ONCE, pixels_at_once
+from cryoseg_dist.kernels.insertion_numba import poses_at_once
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import by_rows, disc_pixels
 from cryoseg_dist.kernels.so3 import random_rotations
@@ -73,7 +73,7 @@ def main() -> None:
     order = by_rows(ky, kx)
     ky, kx = ky[order], kx[order]
     microscope, noise = Microscope(OPTICS, size, ky, kx), torch.ones(ky.shape)
-    batch = min(n, POSES_AT_ONCE, max(1, pixels_at_once(2 * size) // len(ky)))
+    batch = min(n, poses_at_once(2 * size, len(ky)))
     parts = unit.parameters["parts"]
     columns = torch.from_numpy(np.concatenate([part["ctf"] for part in parts]))
     poses = torch.from_numpy(np.concatenate([part["poses"] for part in parts]))[:, 0]

@@ -24,7 +24,7 @@ class Injected:
 
 
 def workers(name: str, below: int | None = None) -> list[psutil.Process]:
-    """Processes of Ray actors of a class (``_Actor``, ``_WorkerActor``) below a process, or all."""
+    """Processes of Ray actors of a class (``UnitActor``, ``_WorkerActor``) below a process, or all."""
     every = psutil.Process(below).children(recursive=True) if below else list(psutil.process_iter())
     found = []
     for process in every:

@@ -44,7 +44,7 @@ def test_actors_that_die_and_hang_at_random_cost_only_what_they_had(ray_session:
             for _ in range(rng.randint(4, 12)):
                 finished.acquire()
             deadline = time.monotonic() + 30
-            while (victim := signal_one(rng, "_Actor", number, os.getpid())) is None and time.monotonic() < deadline:
+            while (victim := signal_one(rng, "UnitActor", number, os.getpid())) is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             hit.append(str(victim))
 

@@ -101,8 +101,8 @@ def _bucket(act: Callable[[Bucket], str]) -> Callable[[Scene], str]:
 
 
 KINDS = {
-    "actor killed": Kind(_signal("_Actor", signal.SIGKILL), hits=1),
-    "actor hangs": Kind(_signal("_Actor", signal.SIGSTOP), hits=1),
+    "actor killed": Kind(_signal("UnitActor", signal.SIGKILL), hits=1),
+    "actor hangs": Kind(_signal("UnitActor", signal.SIGSTOP), hits=1),
     "dask worker killed": Kind(_kill_summing),
     "node lost": Kind(lambda scene: scene.machines.lose_one(scene.rng), hits=1),
     "driver killed": Kind(_kill_driver, hits=2),
