@@ -273,13 +273,16 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
         square_shift, square_origin = (
             sum(r[name] for r in matched.records) / n for name in ("square_shift", "square_origin")
         )
+        tested = sum(r["n_tested"] for r in matched.records)
+        accuracy = sum(r["angular_accuracy"] for r in matched.records) / max(1, tested)
         old = state
         state = refine.next_state(
-            state, maximized.curve, noise, square_shift, square_origin, size, pixel, diameter, settings
+            state, maximized.curve, noise, square_shift, square_origin, accuracy, size, pixel, diameter, settings
         )
         figures = {
             "resolution": size * pixel / state.resolution_shell,
             "angular_step": 0.5 * angular_step(old.order),
+            "angular_accuracy": accuracy,
             "max_probability": sum(r["max_probability"] for r in matched.records) / n,
             "significant_poses": sum(r["n_significant"] for r in matched.records) / n,
             "log_likelihood": sum(r["log_likelihood"] for r in matched.records) / n,

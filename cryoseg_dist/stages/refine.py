@@ -46,8 +46,8 @@ class RefineSettings(Settings):
     """Largest shift in A in the global search; a seventh of the diameter when not given."""
     offset_sd: float = Field(default=10.0, gt=0)
     """Standard deviation in A of the prior of the origins in the first iteration; measured from then on."""
-    poses_kept: int = Field(default=64, ge=1, le=256)
-    """Poses of each particle that enter the map, at most."""
+    poses_kept: int = Field(default=256, ge=1, le=1024)
+    """Poses of each particle that enter the map, at most. Where images tell little, leaving likely poses out lets noise align."""
     share: float = Field(default=0.999, gt=0.5, lt=1)
     """Share of the posterior that the finer pass covers, and that enters the map of the poses kept."""
     join_halves: float = Field(default=40.0, gt=0)
@@ -77,6 +77,8 @@ class RefineState:
         Mean squared change of the origins in px^2.
     origin_sd : float
         Standard deviation of a component of the origins in px.
+    angular_accuracy : float
+        How well the last references told orientations apart, in degrees; 0 when not known.
     noise : tuple of tuple of float
         Noise variance by half set and shell.
     converged : bool
@@ -90,6 +92,7 @@ class RefineState:
     square_shift: float
     origin_sd: float
     noise: tuple[tuple[float, ...], ...]
+    angular_accuracy: float = 0.0
     converged: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -236,6 +239,7 @@ def next_state(
     noise: np.ndarray,
     square_shift: float,
     square_origin: float,
+    accuracy: float,
     size: int,
     pixel_size: float,
     diameter: float,
@@ -243,14 +247,18 @@ def next_state(
 ) -> RefineState:
     """Decide on the next iteration: finer when the resolution stalls, finished when finer brings nothing.
 
-    Poses are fine enough when a step moves the particle's edge by less than a quarter of the resolution.
+    Poses are fine enough when a step moves the particle's edge by less than a quarter of the resolution, or when it is below three
+    quarters of the angular accuracy, as in RELION: finer poses would fit the noise.
     """
     shell = crossing(curve, 0.143)
     improved = shell > state.best_shell + 0.5
     stalled = 0 if improved else state.stalled + 1
     order, converged = state.order, False
-    displacement = math.radians(0.5 * angular_step(order)) * 0.5 * diameter
-    fine_enough = displacement < 0.25 * size * pixel_size / shell or order >= settings.last_order
+    step = 0.5 * angular_step(order)
+    displacement = math.radians(step) * 0.5 * diameter
+    fine_enough = (
+        displacement < 0.25 * size * pixel_size / shell or step < 0.75 * accuracy or order >= settings.last_order
+    )
     if stalled >= 1 and not fine_enough:
         order, stalled = order + 1, 0
     elif stalled >= 2 and fine_enough:
@@ -265,6 +273,7 @@ def next_state(
         square_shift=square_shift,
         origin_sd=max(LEAST_ORIGIN_SD, math.sqrt(0.5 * square_origin)),
         noise=tuple(tuple(float(v) for v in row) for row in noise),
+        angular_accuracy=accuracy,
         converged=converged or state.iteration + 1 >= settings.max_iterations,
     )
 

@@ -186,9 +186,11 @@ class ExpectationStage:
         microscope = Microscope(self.optics, size, state.ky, state.kx)
         c = microscope.ctf(transfer)
         mask = soft_sphere(size, 0.5 * self.diameter / microscope.groups[0].pixel_size, 5.0, 2).to(device)
-        # The last origin is applied once; shifts are searched around it.
+        # The last origin is applied once, in whole pixels before the mask, which is about the particle; shifts are searched around it.
         centre = last[:, 9:11].to(device)
-        home = shift_phases(centre, state.ky, state.kx, size)
+        whole_px = centre.round()
+        images = moved(images, whole_px.long())
+        home = shift_phases(centre - whole_px, state.ky, state.kx, size)
         home = microscope.in_phase(home, transfer)
         seen = take_pixels(to_fourier(images * mask), state.ky, state.kx)[:, :n] * home[:, :n]
         noise = torch.from_numpy(self.noise[half]).to(device)[state.shell]
@@ -202,6 +204,8 @@ class ExpectationStage:
         weights = weights / weights.sum(dim=1, keepdim=True)
         whole = take_pixels(to_fourier(images), state.ky, state.kx) * home
         sums.add(whole, c, rotations, shifts, centre, weights, scores, state, half, self.any_scale)
+        if not self.any_scale:
+            sums.add_accuracy(observations, rotations[:, 0], state, half)
         poses = torch.cat((rotations.flatten(2), shifts + centre[:, None], weights[..., None]), dim=2)
         padded = torch.zeros((len(images), self.poses_kept, POSE_COLUMNS))
         padded[:, : poses.shape[1]] = poses.cpu()
@@ -276,6 +280,13 @@ class ExpectationStage:
                 )
             )
         return joined(parts)
+
+
+def moved(images: Tensor, shifts: Tensor) -> Tensor:
+    """Images (b, n, n) moved by whole pixels (b, 2) in x and y, around the edges."""
+    axis = torch.arange(images.shape[-1], device=images.device)
+    x, y = ((axis - shift[:, None]) % len(axis) for shift in shifts.unbind(dim=1))
+    return images[torch.arange(len(images), device=images.device)[:, None, None], y[:, :, None], x[:, None, :]]
 
 
 def shift_grid(extent_px: float, step_px: float) -> Tensor:

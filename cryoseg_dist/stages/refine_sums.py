@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryoseg_dist.kernels.matching import shift_phases
+from cryoseg_dist.kernels.matching import Observations, shift_phases
+from cryoseg_dist.kernels.pose_accuracy import angular_accuracy
 from cryoseg_dist.kernels.slices import project_pixels
 from cryoseg_dist.stages.refine_state import State
 
@@ -15,11 +16,14 @@ class Sums:
 
     # Poses that the residual is taken over; the rest hold next to nothing.
     POSES = 4
+    # Particles of a unit whose angular accuracy is estimated.
+    TESTED = 8
 
     def __init__(self, n_shells: int) -> None:
         self.noise = torch.zeros(n_shells, dtype=torch.float64)
         self.count = torch.zeros(n_shells, dtype=torch.float64)
-        self.n = 0
+        self.n = self.n_tested = 0
+        self.angular_accuracy = 0.0
         self.best = self.square_shift = self.square_origin = self.log_likelihood = self.n_significant = 0.0
 
     def add(
@@ -62,6 +66,17 @@ class Sums:
         self.log_likelihood += float(scores.amax(dim=1).sum())
         self.n_significant += float((1.0 / weights.square().sum(dim=1)).sum())
 
+    def add_accuracy(self, observations: Observations, rotations: Tensor, state: State, half: int) -> None:
+        """Estimate the angular accuracy of the unit's first particles from their best rotations (b, 3, 3)."""
+        left = slice(0, max(0, self.TESTED - self.n_tested))
+        n, tested = state.n_fine, rotations[left]
+        if not len(tested):
+            return
+        weight = observations.weight[left, :n]
+        found = angular_accuracy(state.volumes[half], tested, weight, state.ky[:n], state.kx[:n])
+        self.angular_accuracy += float(found.sum())
+        self.n_tested += len(tested)
+
     def record(self) -> dict[str, Any]:
         """As JSON values."""
         return {
@@ -73,4 +88,6 @@ class Sums:
             "square_origin": self.square_origin,
             "log_likelihood": self.log_likelihood,
             "n_significant": self.n_significant,
+            "angular_accuracy": self.angular_accuracy,
+            "n_tested": self.n_tested,
         }

@@ -169,12 +169,16 @@ def test_the_grid_gets_finer_only_when_the_resolution_stalls() -> None:
     def curve(shell: int) -> torch.Tensor:
         return torch.cat((torch.ones(shell, dtype=torch.float64), torch.zeros(33 - shell, dtype=torch.float64)))
 
-    def go(state: refine.RefineState, shell: int) -> refine.RefineState:
-        return refine.next_state(state, curve(shell), noise, 1.0, 18.0, 64, 3.0, 130.0, settings)
+    def go(state: refine.RefineState, shell: int, accuracy: float = 0.0) -> refine.RefineState:
+        return refine.next_state(state, curve(shell), noise, 1.0, 18.0, accuracy, 64, 3.0, 130.0, settings)
 
     state = go(go(state, 8), 12)
     assert (state.order, state.stalled, state.converged) == (2, 0, False)
-    state = go(state, 12)
+    # Images that cannot tell finer poses apart keep the grid, and end the refinement.
+    vague = go(state, 12, accuracy=11.0)
+    assert (vague.order, vague.angular_accuracy) == (2, 11.0)
+    assert go(vague, 12, accuracy=11.0).converged
+    state = go(state, 12, accuracy=9.0)
     assert state.order == 3
     for _ in range(20):
         if state.converged:

@@ -100,7 +100,7 @@ def estep() -> None:
         scaled = volume / scale.cpu()
         noise = np.full((2, size // 2 + 1), 0.5 * 9.0 * size * size, dtype=np.float32)
         state = refine.RefineState(
-            1, order, 0.25 * size, 0, 0.25 * size, 1.0, 3.0, tuple(tuple(map(float, r)) for r in noise), False
+            1, order, 0.25 * size, 0, 0.25 * size, 1.0, 3.0, tuple(tuple(map(float, r)) for r in noise)
         )
         sampling = refine.sampling(state, size, OPTICS.pixel_size, diameter, "C1", settings)
         stage = ExpectationStage(
