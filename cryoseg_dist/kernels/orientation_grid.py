@@ -14,6 +14,11 @@ def angular_step(order: int) -> float:
     return 60.0 / 2**order
 
 
+def rim_displacement(step: float, diameter: float) -> float:
+    """How far a rotation by ``step`` degrees moves the rim of a particle of this diameter."""
+    return math.radians(step) * 0.5 * diameter
+
+
 def healpix_directions(order: int) -> Tensor:
     """Centres of the ``12 * 4**order`` equal-area pixels, ring order.
 

@@ -1,5 +1,7 @@
 """Accumulators summed over a point group."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numba
 import numpy as np
 import torch
@@ -74,7 +76,17 @@ def symmetrise(accumulator: Tensor, operators: Tensor, max_shell: float, padding
         return accumulator
     source = accumulator.cpu().contiguous()
     out = torch.zeros_like(source)
-    gather(source.numpy(), np.arange(len(source)), out.numpy(), 0, operators, max_shell, padding)
+    planes, threads = np.arange(len(source)), torch.get_num_threads()
+    # Planes of low frequency take longest: each thread gets some of every kind.
+    parts = np.array_split(planes, 8 * threads)
+
+    def fill(part: np.ndarray) -> None:
+        if len(part):
+            here = out.numpy()[part[0] : part[-1] + 1]
+            gather(source.numpy(), planes, here, int(part[0]), operators, max_shell, padding)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, parts))
     return out.to(accumulator.device)
 
 

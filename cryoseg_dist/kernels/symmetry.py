@@ -111,3 +111,8 @@ def to_asymmetric_unit(rotations: Tensor, group: str) -> Tensor:
     seed = torch.tensor([0.2867, 0.1713, 0.9426], dtype=rotations.dtype)
     best = torch.einsum("nj,sjk,k->ns", rotations[:, 2], ops, seed).argmax(dim=1)
     return rotations @ ops[best]
+
+
+def is_cubic(group: str) -> bool:
+    """Whether a point group is tetrahedral, octahedral or icosahedral: its particles are nearly round."""
+    return group.strip().upper()[0] in "TOI"

@@ -49,6 +49,8 @@ class Refined:
         Folds that could not be summed.
     solver : Mapping, optional
         How the maps were made of the sums.
+    first_low_pass : float, optional
+        Low pass in A of the reference that both half sets began with.
     """
 
     run: str
@@ -59,6 +61,7 @@ class Refined:
     full: Tensor | None = None
     set_aside: tuple[SetAside, ...] = ()
     solver: Mapping[str, Any] | None = None
+    first_low_pass: float | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
     s = session.settings
     settings, symmetry, padding = s.refine, s.particle.symmetry, s.reconstruct.padding
     size, pixel, diameter = particles.size, particles.optics.pixel_size, particles.diameter
+    low_pass = refine.initial_low_pass(symmetry, diameter, settings)
     config = {"refine": settings.model_dump(), "symmetry": symmetry, "diameter": diameter, "padding": padding}
     run = session.run_id("refine", config, {"particles": particles.run, "start": start_name})
     plan_refinement(session, particles)
@@ -239,8 +243,8 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
     batches = batches_of(half, settings.unit_size)
     state, history = _last_state(session, run)
     if state is None:
-        state = refine.first_state(mean_power(session, particles), size, pixel, settings)
-        first = refine.starting_reference(start, pixel, diameter, settings)
+        state = refine.first_state(mean_power(session, particles), size, pixel, low_pass, settings)
+        first = refine.starting_reference(start, pixel, diameter, low_pass)
         write_maps(session, f"{run}/it000/maps", [first, first], pixel)
         last = np.tile(IDENTITY_POSE, (len(particles), 1))
     else:
@@ -306,6 +310,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
         read_map(session, f"{final}/maps", 3),
         tuple(history),
         read_map(session, f"{final}/maps", 4),
+        first_low_pass=low_pass,
     )
 
 

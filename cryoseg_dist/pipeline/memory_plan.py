@@ -3,7 +3,7 @@
 import math
 import os
 
-from cryoseg_dist.kernels.orientation_grid import angular_step, n_orientations
+from cryoseg_dist.kernels.orientation_grid import angular_step, n_orientations, rim_displacement
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.runtime.memory import MemoryPlan, available_bytes, plan_memory, plan_slabs, scoring_bytes
@@ -74,7 +74,7 @@ def worker_bytes(size: int, pixel_size: float, diameter: float, order: int, symm
     maps : int
         Half maps or starts.
     """
-    displacement = math.radians(angular_step(order)) * 0.5 * diameter
+    displacement = rim_displacement(angular_step(order), diameter)
     shell = min((size - 1) // 2, max(5.0, 1.2 * size * pixel_size / displacement))
     return scoring_bytes(
         size,

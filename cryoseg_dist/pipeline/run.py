@@ -121,6 +121,8 @@ class RunResult:
         if self.refined is not None:
             out["iterations"] = list(self.refined.iterations)
             out["provenance"] = provenance_of(self.session, self.refined.run).to_json()
+            if self.refined.first_low_pass is not None:
+                out["halves_share_to"] = round(self.refined.first_low_pass, 2)
             if self.refined.solver is not None:
                 out["solver"] = dict(self.refined.solver)
         if self.maps is not None:

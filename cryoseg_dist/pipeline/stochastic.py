@@ -40,6 +40,7 @@ def run_stochastic(session: Session, particles: Particles) -> tuple[str, Tensor]
     settings, symmetry, padding = s.abinitio, s.particle.symmetry, s.reconstruct.padding
     size, pixel, diameter = particles.size, particles.optics.pixel_size, particles.diameter
     config = {"abinitio": settings.model_dump(), "symmetry": symmetry, "diameter": diameter, "padding": padding}
+    schedule = abinitio.schedule(symmetry, diameter, settings)
     run = session.run_id("abinitio", config, {"particles": particles.run})
     plan_stochastic(session, particles)
     still = np.tile(IDENTITY_POSE, (len(particles), 1))
@@ -47,23 +48,23 @@ def run_stochastic(session: Session, particles: Particles) -> tuple[str, Tensor]
     def totals_of(groups: dict[str, list[Unit]], noise: np.ndarray, max_shell: float) -> list[Tensor]:
         stage = FoldStage(particles.microscope, size, padding, noise, max_shell + MARGIN)
         sums = session.accumulation().sums(stage, groups)
-        return [complete(sums[name], symmetry, size, padding) for name in groups]
+        return [complete(sums[name], symmetry, size, padding, max_shell + MARGIN) for name in groups]
 
     def maps_of(totals: Sequence[Tensor], max_shell: float) -> list[Tensor]:
         return [abinitio.map_of(t, size, pixel, diameter, max_shell, padding) for t in totals]
 
     iteration, state = _last_state(session, run)
     if state is None:
-        n = abinitio.n_starts(symmetry, settings)
+        n = schedule.starts
         noise = 0.5 * mean_power(session, particles).numpy()
         state = {"noise": np.tile(noise, (n, 1)).tolist(), "likelihoods": [[] for _ in range(n)]}
-        first = abinitio.step(0, len(particles), size, pixel, settings)
+        first = abinitio.step(0, len(particles), size, pixel, schedule, settings)
         groups = {str(i): [_random_fold(particles, first.particles, i, settings)] for i in range(n)}
         totals = totals_of(groups, np.asarray(state["noise"], dtype=np.float32), first.max_shell)
         write_maps(session, f"{run}/it000/maps", maps_of(totals, first.max_shell), pixel)
     while not (len(state["likelihoods"]) == 1 and abinitio.settled(state["likelihoods"][0], settings)):
         noise = np.asarray(state["noise"], dtype=np.float32)
-        step = abinitio.step(iteration, len(particles), size, pixel, settings)
+        step = abinitio.step(iteration, len(particles), size, pixel, schedule, settings)
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + iteration)
         before, name = f"{run}/it{iteration:03d}", f"{run}/it{iteration + 1:03d}"
         alive = range(len(noise))

@@ -4,9 +4,12 @@ Online EM: each iteration matches a random batch at low resolution against the c
 fade. The resolution grows with the iterations. It starts from the particles themselves in random orientations, several
 times over: without symmetry most starts end in a wrong map, whose likelihood is lower. All starts see the same batches,
 and the less likely half is given up again and again until one remains.
+
+Particles of the cubic groups are nearly balls: at low resolution nothing tells their orientations apart, and a map that has become a
+ball with noise on it stays one, at whatever resolution. They start at the resolution where the group shows, and in small batches,
+whose chance differences let one start or another find the way.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,16 +21,20 @@ from torch import Tensor
 from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.fourier import to_fourier, to_real
 from cryoseg_dist.kernels.mask import soft_sphere
-from cryoseg_dist.kernels.orientation_grid import angular_step
+from cryoseg_dist.kernels.orientation_grid import angular_step, rim_displacement
 from cryoseg_dist.kernels.sharpen import low_pass_shell
 from cryoseg_dist.kernels.so3 import random_rotations
-from cryoseg_dist.kernels.symmetry import operators
+from cryoseg_dist.kernels.symmetry import is_cubic, operators
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.stages.reconstruct import relative_regularisation
 from cryoseg_dist.stages.refine_expectation import Sampling
 
-# Starts without symmetry; a group of so many operators or more needs one.
+# Starts without symmetry, and of cubic groups; a cyclic or dihedral group of so many operators or more needs one.
 STARTS = 8
+# Resolutions in A of the first and the last iteration, and particles of the first batch.
+FIRST, LAST, BATCH = 35.0, 15.0, 300
+# The same for cubic groups, resolutions in units of what a step of the finer grid moves at the particle's rim.
+CUBIC_FIRST, CUBIC_LAST, CUBIC_BATCH = 1.75, 1.0, 100
 # Shares of the iterations after which half of the starts are given up.
 HALVINGS = (0.3, 0.45, 0.6)
 # Iterations that likelihoods are averaged over, and the gain between two such spans that is worth going on for.
@@ -39,17 +46,17 @@ class AbinitioSettings(Settings):
 
     iterations: int = Field(default=40, ge=2)
     """Batches matched; up to as many again while the likelihood grows."""
-    batch: int = Field(default=300, ge=10)
-    """Particles a batch in the first iteration; three times as many in the last."""
+    batch: int | None = Field(default=None, ge=10)
+    """Particles a batch in the first iteration, three times as many in the last; when not given 300, or 100 for T, O and I."""
     starts: int | None = Field(default=None, ge=1, le=64)
-    """Independent starts, of which the likeliest is taken; eight without symmetry, fewer with it, when not given."""
-    first_resolution: float = Field(default=35.0, gt=0)
-    """Resolution in A of the first iteration."""
-    last_resolution: float = Field(default=15.0, gt=0)
-    """Resolution in A of the last iteration."""
+    """Independent starts, of which the likeliest is taken; when not given eight without symmetry and for T, O and I, else fewer."""
+    first_resolution: float | None = Field(default=None, gt=0)
+    """Resolution in A of the first iteration; when not given 35, or for T, O and I 0.115 of the diameter."""
+    last_resolution: float | None = Field(default=None, gt=0)
+    """Resolution in A of the last iteration; when not given 15, or for T, O and I 0.065 of the diameter."""
     order: int = Field(default=2, ge=0, le=4)
     """HEALPix order of the grid; twice as fine after oversampling."""
-    poses_kept: int = Field(default=32, ge=1, le=64)
+    poses_kept: int = Field(default=64, ge=1, le=256)
     """Poses of each particle that enter the map."""
     memory: float = Field(default=0.8, ge=0, lt=1)
     """Share of the past sums kept in an iteration."""
@@ -78,18 +85,54 @@ class Step:
     memory: float
 
 
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What suits a particle where the settings leave it open.
+
+    Attributes
+    ----------
+    starts : int
+    batch : int
+        Particles of the first batch.
+    first_resolution, last_resolution : float
+        A.
+    """
+
+    starts: int
+    batch: int
+    first_resolution: float
+    last_resolution: float
+
+
 def n_starts(symmetry: str, settings: AbinitioSettings) -> int:
     """How many starts a point group gets."""
-    return settings.starts or max(1, STARTS // operators(symmetry).shape[0])
+    cubic = is_cubic(symmetry)
+    return settings.starts or (STARTS if cubic else max(1, STARTS // operators(symmetry).shape[0]))
 
 
-def step(iteration: int, n_particles: int, size: int, pixel_size: float, settings: AbinitioSettings) -> Step:
+def schedule(symmetry: str, diameter: float, settings: AbinitioSettings) -> Schedule:
+    """Starts, batches and resolutions for a point group and a diameter in A."""
+    first, last, batch = FIRST, LAST, BATCH
+    if is_cubic(symmetry):
+        rim = rim_displacement(0.5 * angular_step(settings.order), diameter)
+        first, last, batch = CUBIC_FIRST * rim, CUBIC_LAST * rim, CUBIC_BATCH
+    return Schedule(
+        n_starts(symmetry, settings),
+        settings.batch or batch,
+        settings.first_resolution or first,
+        settings.last_resolution or last,
+    )
+
+
+def step(
+    iteration: int, n_particles: int, size: int, pixel_size: float, schedule: Schedule, settings: AbinitioSettings
+) -> Step:
     """The batch and the resolution of an iteration."""
     done = min(1.0, iteration / max(1, settings.iterations - 1))
-    n = min(n_particles, round(settings.batch * (1.0 + 2.0 * done)))
+    n = min(n_particles, round(schedule.batch * (1.0 + 2.0 * done)))
     rng = np.random.default_rng([settings.seed, iteration])
     particles = np.sort(rng.choice(n_particles, n, replace=False))
-    first, last = (size * pixel_size / r for r in (settings.first_resolution, settings.last_resolution))
+    first, last = (size * pixel_size / r for r in (schedule.first_resolution, schedule.last_resolution))
     shell = first + (last - first) * min(1.0, max(0.0, (done - 0.2) / 0.6))
     shell = min(max(shell, 4.0), (size - 1) // 2)
     memory = settings.memory if iteration else 0.0
@@ -100,8 +143,7 @@ def sampling(step: Step, size: int, pixel_size: float, diameter: float, settings
     """A global search at the iteration's resolution, in one pass where a step of the grid is finer than that."""
     range_px = (settings.offset_range or 0.1 * diameter) / pixel_size
     step_px = min(max(1.0, 0.4 * size / step.max_shell), range_px)
-    displacement = math.radians(angular_step(settings.order)) * 0.5 * diameter
-    two_passes = size * pixel_size / step.max_shell < displacement
+    two_passes = size * pixel_size / step.max_shell < rim_displacement(angular_step(settings.order), diameter)
     return Sampling(settings.order, False, range_px, step_px, step.max_shell, step.max_shell, two_passes)
 
 

@@ -214,10 +214,10 @@ class FoldStage:
         return (1.0 / torch.from_numpy(self.noise[half]).to(ky.device))[shell]
 
 
-def complete(total: np.ndarray, symmetry: str, size: int, padding: int) -> Tensor:
-    """Friedel mates and symmetry of a summed accumulator."""
+def complete(total: np.ndarray, symmetry: str, size: int, padding: int, max_shell: float | None = None) -> Tensor:
+    """Friedel mates and symmetry of a summed accumulator, to a shell where no more was summed."""
     accumulator = enforce_friedel(torch.from_numpy(total))
-    return symmetrise(accumulator, operators(symmetry), size / 2, padding)
+    return symmetrise(accumulator, operators(symmetry), max_shell or size / 2, padding)
 
 
 def relative_regularisation(accumulator: Tensor, size: int, padding: int, share: Tensor) -> Tensor:

@@ -19,21 +19,25 @@ from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.fourier import shells, to_fourier, to_real
 from cryoseg_dist.kernels.fsc import crossing, fsc
 from cryoseg_dist.kernels.mask import soft_sphere
-from cryoseg_dist.kernels.orientation_grid import angular_step, n_orientations, random_perturbation
+from cryoseg_dist.kernels.orientation_grid import angular_step, n_orientations, random_perturbation, rim_displacement
 from cryoseg_dist.kernels.sharpen import low_pass_shell
+from cryoseg_dist.kernels.symmetry import is_cubic
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.stages.reconstruct import damped_map, relative_regularisation
 from cryoseg_dist.stages.refine_expectation import Sampling
 
 # Origins are never known better than this, in pixels, from the others alone.
 LEAST_ORIGIN_SD = 1.0
+# Low pass in A of the first reference, and that of cubic groups in units of what 7.5 degrees move at the particle's rim.
+LOW_PASS, CUBIC_LOW_PASS = 40.0, 1.4
 
 
 class RefineSettings(Settings):
     """Maximum-likelihood refinement."""
 
-    initial_low_pass: float = Field(default=40.0, gt=0)
-    """Low pass in A of the first reference."""
+    initial_low_pass: float | None = Field(default=None, gt=0)
+    """Low pass in A of the first reference; when not given 40, or for T, O and I 0.092 of the diameter. The FSC of the half sets is theirs
+    alone at finer resolutions than this."""
     max_iterations: int = Field(default=25, ge=1)
     """Iterations at most."""
     first_order: int = Field(default=2, ge=0, le=5)
@@ -109,16 +113,24 @@ class RefineState:
         return np.asarray(self.noise, dtype=np.float32)
 
 
-def first_state(power: Tensor, size: int, pixel_size: float, settings: RefineSettings) -> RefineState:
+def initial_low_pass(symmetry: str, diameter: float, settings: RefineSettings) -> float:
+    """Low pass in A of the first reference: where a particle of a cubic group still differs from a ball."""
+    cubic = CUBIC_LOW_PASS * rim_displacement(0.5 * angular_step(2), diameter)
+    return settings.initial_low_pass or (min(LOW_PASS, cubic) if is_cubic(symmetry) else LOW_PASS)
+
+
+def first_state(power: Tensor, size: int, pixel_size: float, low_pass: float, settings: RefineSettings) -> RefineState:
     """The state before the first iteration.
 
     Parameters
     ----------
     power : Tensor, shape (size // 2 + 1,)
         Mean power of the images by shell, which is nearly all noise.
+    low_pass : float
+        Of the first reference, A.
     """
     noise = tuple((0.5 * power.clamp(min=1e-8)).tolist())
-    shell = size * pixel_size / settings.initial_low_pass
+    shell = size * pixel_size / low_pass
     return RefineState(
         0, settings.first_order, shell, 0, 0.0, math.inf, settings.offset_sd / pixel_size, (noise, noise)
     )
@@ -137,7 +149,7 @@ def sampling(
     margin = 4 + 0.15 * nyquist if state.iteration else 2
     # The best so far: where the FSC is ragged, its first crossing jumps.
     fine = min(nyquist, max(state.resolution_shell, state.best_shell) + margin)
-    displacement = math.radians(step) * 0.5 * diameter
+    displacement = rim_displacement(step, diameter)
     coarse = min(fine, max(5.0, 1.2 * size * pixel_size / displacement))
     local = n_orientations(state.order, symmetry) > settings.most_orientations
     range_px = (settings.offset_range or diameter / 7.0) / pixel_size
@@ -225,12 +237,11 @@ def maximize(
     return Maximized((references[0], references[1]), (raw[0], raw[1]), full, curve)
 
 
-def starting_reference(volume: Tensor, pixel_size: float, diameter: float, settings: RefineSettings) -> Tensor:
-    """The first reference: low-passed, flattened outside the particle."""
+def starting_reference(volume: Tensor, pixel_size: float, diameter: float, low_pass: float) -> Tensor:
+    """The first reference: low-passed at so many A, flattened outside the particle."""
     size = volume.shape[-1]
     sphere = particle_sphere(size, pixel_size, diameter)
-    cutoff = size * pixel_size / settings.initial_low_pass
-    return to_real(low_pass_shell(to_fourier(volume, 3), cutoff, 2.0), size, 3) * sphere
+    return to_real(low_pass_shell(to_fourier(volume, 3), size * pixel_size / low_pass, 2.0), size, 3) * sphere
 
 
 def next_state(
@@ -255,7 +266,7 @@ def next_state(
     stalled = 0 if improved else state.stalled + 1
     order, converged = state.order, False
     step = 0.5 * angular_step(order)
-    displacement = math.radians(step) * 0.5 * diameter
+    displacement = rim_displacement(step, diameter)
     fine_enough = (
         displacement < 0.25 * size * pixel_size / shell or step < 0.75 * accuracy or order >= settings.last_order
     )

@@ -163,7 +163,7 @@ def test_half_sets_do_not_see_each_other(planted) -> None:
 
 def test_the_grid_gets_finer_only_when_the_resolution_stalls() -> None:
     settings = refine.RefineSettings()
-    state = refine.first_state(torch.ones(33), 64, 3.0, settings)
+    state = refine.first_state(torch.ones(33), 64, 3.0, 40.0, settings)
     noise = state.noise_array()
 
     def curve(shell: int) -> torch.Tensor:
