@@ -28,6 +28,8 @@ from cryoseg_dist.stages.refine_expectation import Sampling
 
 # Origins are never known better than this, in pixels, from the others alone.
 LEAST_ORIGIN_SD = 1.0
+# A map whose angular accuracy falls below this share of the last still improves, wherever its FSC crosses 0.143.
+SHARPER = 0.97
 # Low pass in A of the first reference, and that of cubic groups in units of what 7.5 degrees move at the particle's rim.
 LOW_PASS, CUBIC_LOW_PASS = 40.0, 1.4
 
@@ -75,7 +77,7 @@ class RefineState:
     resolution_shell : float
         Where the FSC of the half maps falls below 0.143.
     stalled : int
-        Iterations since the resolution last improved.
+        Iterations since the map last improved.
     best_shell : float
     square_shift : float
         Mean squared change of the origins in px^2.
@@ -256,13 +258,13 @@ def next_state(
     diameter: float,
     settings: RefineSettings,
 ) -> RefineState:
-    """Decide on the next iteration: finer when the resolution stalls, finished when finer brings nothing.
+    """Decide on the next iteration: finer when resolution and angular accuracy stall, finished when finer brings nothing.
 
     Poses are fine enough when a step moves the particle's edge by less than a quarter of the resolution, or when it is below three
     quarters of the angular accuracy, as in RELION: finer poses would fit the noise.
     """
     shell = crossing(curve, 0.143)
-    improved = shell > state.best_shell + 0.5
+    improved = shell > state.best_shell + 0.5 or 0 < accuracy < SHARPER * state.angular_accuracy
     stalled = 0 if improved else state.stalled + 1
     order, converged = state.order, False
     step = 0.5 * angular_step(order)
