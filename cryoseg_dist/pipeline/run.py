@@ -42,6 +42,8 @@ TOLD = (
     "resolution",
     "resolution_half",
 )
+# A resolution within this factor of the limit of the pixels may be theirs rather than the data's.
+NEAR_LIMIT = 1.15
 STAGES = ("ingest", "ctf", "segment", "pick", "extract", "classify", "abinitio", "refine", "postprocess", "report")
 
 
@@ -163,6 +165,12 @@ class RunResult:
             lines.append(f"particles    {f['particles']}")
         if "resolution" in f:
             lines.append(f"resolution   {f['resolution']:.2f} A (FSC 0.143), {f['resolution_half']:.2f} A (FSC 0.5)")
+            raw, pixel = self.session.settings.data.pixel_size, f["pixel_size"]
+            if self.extracted is not None and raw < 0.99 * pixel and f["resolution"] < NEAR_LIMIT * 2.0 * pixel:
+                finer = max(raw, 0.5 * pixel)
+                lines.append(
+                    f"limit        pixels of {pixel:.3g} A end at {2.0 * pixel:.3g} A: --set extract.pixel_size={finer:.3g} may show more"
+                )
             lines.append(f"map          {self.session.project.export / 'map.mrc'}")
             lines.append(f"report       {self.session.project.export / 'report.html'}")
         if "words" in f.get("solver", {}):
