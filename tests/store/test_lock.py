@@ -125,8 +125,10 @@ def test_without_file_locks_the_process_itself_is_looked_up(tmp_path: Path, monk
 def test_a_driver_that_lost_its_project_stops(tmp_path: Path) -> None:
     def work() -> None:
         with project_lock(tmp_path, 0.02):
-            write(tmp_path / LOCK_NAME, 9)
-            time.sleep(5)
+            # Once alone, between a look of the heart and its beat, would be written over: a driver that took a project beats.
+            for beat in range(500):
+                write(tmp_path / LOCK_NAME, beat)
+                time.sleep(0.01)
 
     with pytest.raises(LockedError, match="node7"):
         work()
