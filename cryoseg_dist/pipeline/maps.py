@@ -264,6 +264,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
             settings.share,
             any_scale and state.iteration == 0,
             {"half1": map_region(maps, 0, size), "half2": map_region(maps, 1, size)},
+            refine.TESTED,
         )
         matched = expectation(session, name, particles, batches, stage, last)
         noise = refine.noise_spectra(matched.records, [b.half for b in batches], state.noise_array())

@@ -30,7 +30,7 @@ def plan_refinement(session: Session, particles: Particles) -> MemoryPlan:
 def plan_stochastic(session: Session, particles: Particles) -> MemoryPlan:
     """The same for a stochastic start, whose starts are summed side by side."""
     settings = session.settings.abinitio
-    starts = abinitio.n_starts(session.settings.particle.symmetry, settings)
+    starts = abinitio.schedule_for(session.settings.particle.symmetry, particles.diameter, settings).starts
     return _plan(session, particles, settings.order, maps=starts, groups=starts)
 
 

@@ -40,7 +40,7 @@ def run_stochastic(session: Session, particles: Particles) -> tuple[str, Tensor]
     settings, symmetry, padding = s.abinitio, s.particle.symmetry, s.reconstruct.padding
     size, pixel, diameter = particles.size, particles.optics.pixel_size, particles.diameter
     config = {"abinitio": settings.model_dump(), "symmetry": symmetry, "diameter": diameter, "padding": padding}
-    schedule = abinitio.schedule(symmetry, diameter, settings)
+    schedule = abinitio.schedule_for(symmetry, diameter, settings)
     run = session.run_id("abinitio", config, {"particles": particles.run})
     plan_stochastic(session, particles)
     still = np.tile(IDENTITY_POSE, (len(particles), 1))

@@ -104,20 +104,14 @@ class Schedule:
     last_resolution: float
 
 
-def n_starts(symmetry: str, settings: AbinitioSettings) -> int:
-    """How many starts a point group gets."""
-    cubic = is_cubic(symmetry)
-    return settings.starts or (STARTS if cubic else max(1, STARTS // operators(symmetry).shape[0]))
-
-
-def schedule(symmetry: str, diameter: float, settings: AbinitioSettings) -> Schedule:
+def schedule_for(symmetry: str, diameter: float, settings: AbinitioSettings) -> Schedule:
     """Starts, batches and resolutions for a point group and a diameter in A."""
-    first, last, batch = FIRST, LAST, BATCH
+    starts, batch, first, last = max(1, STARTS // operators(symmetry).shape[0]), BATCH, FIRST, LAST
     if is_cubic(symmetry):
         rim = rim_displacement(0.5 * angular_step(settings.order), diameter)
-        first, last, batch = CUBIC_FIRST * rim, CUBIC_LAST * rim, CUBIC_BATCH
+        starts, batch, first, last = STARTS, CUBIC_BATCH, CUBIC_FIRST * rim, CUBIC_LAST * rim
     return Schedule(
-        n_starts(symmetry, settings),
+        settings.starts or starts,
         settings.batch or batch,
         settings.first_resolution or first,
         settings.last_resolution or last,

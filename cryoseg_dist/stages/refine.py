@@ -32,6 +32,8 @@ LEAST_ORIGIN_SD = 1.0
 SHARPER = 0.97
 # Low pass in A of the first reference, and that of cubic groups in units of what 7.5 degrees move at the particle's rim.
 LOW_PASS, CUBIC_LOW_PASS = 40.0, 1.4
+# Particles of a unit whose angular accuracy is estimated.
+TESTED = 8
 
 
 class RefineSettings(Settings):
@@ -117,7 +119,7 @@ class RefineState:
 
 def initial_low_pass(symmetry: str, diameter: float, settings: RefineSettings) -> float:
     """Low pass in A of the first reference: where a particle of a cubic group still differs from a ball."""
-    cubic = CUBIC_LOW_PASS * rim_displacement(0.5 * angular_step(2), diameter)
+    cubic = CUBIC_LOW_PASS * rim_displacement(7.5, diameter)
     return settings.initial_low_pass or (min(LOW_PASS, cubic) if is_cubic(symmetry) else LOW_PASS)
 
 

@@ -108,6 +108,8 @@ class ExpectationStage:
         The maps' grey scale is not that of the images.
     references : Mapping of str to Read
         Real-space maps; a unit's ``half`` is the place of its map.
+    tested : int
+        Particles of a unit whose angular accuracy is estimated; none where the maps' grey scale is foreign.
     """
 
     optics: Optics | tuple[Optics, ...]
@@ -120,6 +122,7 @@ class ExpectationStage:
     share: float
     any_scale: bool
     references: Mapping[str, Read]
+    tested: int = 0
 
     @property
     def name(self) -> str:
@@ -169,7 +172,7 @@ class ExpectationStage:
         last = torch.from_numpy(np.asarray(unit.parameters["poses"], dtype=np.float32))
         transfer = torch.from_numpy(np.asarray(unit.parameters["ctf"], dtype=np.float32))
         half = int(unit.parameters["half"])
-        sums = Sums(state.size // 2 + 1)
+        sums = Sums(state.size // 2 + 1, 0 if self.any_scale else self.tested)
         out = np.zeros((len(images), self.poses_kept, POSE_COLUMNS), dtype=np.float32)
         batch = state.room.batch
         for first in range(0, len(images), batch):
@@ -204,8 +207,7 @@ class ExpectationStage:
         weights = weights / weights.sum(dim=1, keepdim=True)
         whole = take_pixels(to_fourier(images), state.ky, state.kx) * home
         sums.add(whole, c, rotations, shifts, centre, weights, scores, state, half, self.any_scale)
-        if not self.any_scale:
-            sums.add_accuracy(observations, rotations[:, 0], state, half)
+        sums.add_accuracy(observations, rotations[:, 0], state, half)
         poses = torch.cat((rotations.flatten(2), shifts + centre[:, None], weights[..., None]), dim=2)
         padded = torch.zeros((len(images), self.poses_kept, POSE_COLUMNS))
         padded[:, : poses.shape[1]] = poses.cpu()

@@ -16,10 +16,9 @@ class Sums:
 
     # Poses that the residual is taken over; the rest hold next to nothing.
     POSES = 4
-    # Particles of a unit whose angular accuracy is estimated.
-    TESTED = 8
 
-    def __init__(self, n_shells: int) -> None:
+    def __init__(self, n_shells: int, tested: int = 0) -> None:
+        self.tested = tested
         self.noise = torch.zeros(n_shells, dtype=torch.float64)
         self.count = torch.zeros(n_shells, dtype=torch.float64)
         self.n = self.n_tested = 0
@@ -68,7 +67,7 @@ class Sums:
 
     def add_accuracy(self, observations: Observations, rotations: Tensor, state: State, half: int) -> None:
         """Estimate the angular accuracy of the unit's first particles from their best rotations (b, 3, 3)."""
-        left = slice(0, max(0, self.TESTED - self.n_tested))
+        left = slice(0, max(0, self.tested - self.n_tested))
         n, tested = state.n_fine, rotations[left]
         if not len(tested):
             return

@@ -250,7 +250,12 @@ def test_symmetrised_accumulator_equals_inserting_every_copy() -> None:
     once = empty_accumulator(size)
     zeros = torch.zeros((300, 2))
     insert(once, values, torch.ones(values.shape), rotations, zeros, ky, kx, size=size)
-    once = symmetrise(enforce_friedel(once), ops, 11)
+    plain = enforce_friedel(once)
+    once, inner = symmetrise(plain, ops, 11), symmetrise(plain, ops, 5)
+    axis = torch.fft.fftfreq(2 * size, 0.5 / size)
+    near = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + torch.arange(size + 1) ** 2) <= 10**2
+    assert torch.equal(inner[near], once[near])
+    assert float(inner.abs().sum()) < float(once.abs().sum())
     copies = empty_accumulator(size)
     for s in ops:
         insert(copies, values, torch.ones(values.shape), rotations @ s, zeros, ky, kx, size=size)

@@ -1,19 +1,19 @@
 import numpy as np
 import pytest
 
-from cryoseg_dist.stages.abinitio import AbinitioSettings, n_starts, sampling, schedule, settled, step, surviving
+from cryoseg_dist.stages.abinitio import AbinitioSettings, sampling, schedule_for, settled, step, surviving
 from cryoseg_dist.stages.refine import RefineSettings, initial_low_pass
 
 
 @pytest.mark.parametrize(("symmetry", "n"), [("C1", 8), ("C2", 4), ("D2", 2), ("D7", 1), ("O", 8), ("I", 8)])
 def test_little_symmetry_and_balls_need_more_starts(symmetry: str, n: int) -> None:
-    assert n_starts(symmetry, AbinitioSettings()) == n
-    assert n_starts(symmetry, AbinitioSettings(starts=3)) == 3
+    assert schedule_for(symmetry, 130.0, AbinitioSettings()).starts == n
+    assert schedule_for(symmetry, 130.0, AbinitioSettings(starts=3)).starts == 3
 
 
 def test_resolution_and_batches_grow_and_a_batch_is_the_same_for_all_starts() -> None:
     settings = AbinitioSettings(iterations=20, batch=100)
-    plan = schedule("D2", 150.0, settings)
+    plan = schedule_for("D2", 150.0, settings)
     steps = [step(i, 1000, 64, 3.0, plan, settings) for i in range(30)]
     shells = [s.max_shell for s in steps]
     assert shells == sorted(shells)
@@ -30,7 +30,7 @@ def test_resolution_and_batches_grow_and_a_batch_is_the_same_for_all_starts() ->
 
 def test_a_second_pass_comes_with_the_resolution_that_needs_it() -> None:
     settings = AbinitioSettings()
-    plan = schedule("C1", 150.0, settings)
+    plan = schedule_for("C1", 150.0, settings)
     passes = [sampling(step(i, 500, 64, 3.0, plan, settings), 64, 3.0, 150.0, settings) for i in (0, 39)]
     assert [s.two_passes for s in passes] == [False, True]
     # The edge of the particle moves by 19.6 A in a step of 15 degrees.
@@ -38,13 +38,13 @@ def test_a_second_pass_comes_with_the_resolution_that_needs_it() -> None:
 
 
 def test_a_ball_starts_where_its_symmetry_shows() -> None:
-    plan = schedule("O", 130.0, AbinitioSettings())
+    plan = schedule_for("O", 130.0, AbinitioSettings())
     # A step of 7.5 degrees moves the rim of 130 A by 8.5 A.
     assert plan.last_resolution == pytest.approx(8.51, abs=0.01)
     assert plan.first_resolution == pytest.approx(14.89, abs=0.01)
-    assert plan.batch < schedule("C1", 130.0, AbinitioSettings()).batch
+    assert plan.batch < schedule_for("C1", 130.0, AbinitioSettings()).batch
     given = AbinitioSettings(first_resolution=20.0, last_resolution=12.0, batch=50, starts=2)
-    assert schedule("O", 130.0, given) == schedule("C1", 130.0, given)
+    assert schedule_for("O", 130.0, given) == schedule_for("C1", 130.0, given)
     assert initial_low_pass("O", 130.0, RefineSettings()) == pytest.approx(11.9, abs=0.05)
     assert initial_low_pass("D2", 130.0, RefineSettings()) == 40.0
     assert initial_low_pass("I", 130.0, RefineSettings(initial_low_pass=25.0)) == 25.0

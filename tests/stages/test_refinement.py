@@ -23,7 +23,7 @@ from cryoseg_dist.schema.work import Region, Unit
 from cryoseg_dist.simulate.specimen import made_up
 from cryoseg_dist.stages import refine
 from cryoseg_dist.stages.reconstruct import FoldStage, complete, pose_table
-from cryoseg_dist.stages.refine_expectation import ExpectationStage, Sampling, shift_grid
+from cryoseg_dist.stages.refine_expectation import ExpectationStage, Sampling, moved, shift_grid
 
 SIZE, PIXEL, N = 32, 4.0, 160
 OPTICS = Optics(PIXEL, 300.0, 2.7, 0.1)
@@ -194,6 +194,13 @@ def test_the_grid_gets_finer_only_when_the_resolution_stalls() -> None:
     assert not refine.sampling(replace(state, order=4), 64, 3.0, 130.0, "O", settings).local
     assert refine.sampling(replace(state, order=5), 64, 3.0, 130.0, "O", settings).local
     assert sampled.max_shell <= 31
+
+
+def test_images_are_moved_by_whole_pixels_as_their_phases_would() -> None:
+    images = torch.randn((3, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
+    shifts = torch.tensor([[0, 0], [3, -2], [-7, 5]])
+    expected = to_real(shift(to_fourier(images), shifts.float(), SIZE), SIZE)
+    torch.testing.assert_close(moved(images, shifts), expected, atol=1e-5, rtol=0)
 
 
 def test_shift_grid_and_half_sets() -> None:
