@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cryoseg_dist.kernels.insertion_numba import insert_numba
+from cryoseg_dist.kernels.insertion_numba import Workspace, insert_numba
 from cryoseg_dist.kernels.insertion_torch import insert_torch
 from cryoseg_dist.kernels.interpolation import Interpolation
 from cryoseg_dist.kernels.triton_support import has_triton
@@ -25,6 +25,7 @@ def insert(
     interpolation: Interpolation = Interpolation.TRILINEAR,
     curvature: float = 0.0,
     threads: int = 1,
+    workspace: Workspace | None = None,
 ) -> None:
     """Add central slices to an accumulator, in place.
 
@@ -54,6 +55,8 @@ def insert(
         the viewing direction. On the processor; flat elsewhere.
     threads : int
         On the processor: they share the accumulator.
+    workspace : Workspace, optional
+        On the processor: memory that calls of one number of pixels share, one after another.
     """
     q = rotations.shape[0]
     device = accumulator.device
@@ -61,7 +64,8 @@ def insert(
     share = torch.ones(q, device=device) if pose_weight is None else pose_weight
     if device.type == "cpu":
         poses = (which, rotations, shifts_px, share)
-        insert_numba(accumulator, images, weights, *poses, ky, kx, size, padding, interpolation, curvature, threads)
+        how = (interpolation, curvature, threads, workspace)
+        insert_numba(accumulator, images, weights, *poses, ky, kx, size, padding, *how)
         return
     if interpolation is not Interpolation.TRILINEAR or curvature:
         raise ValueError(f"insert: expected trilinear, flat slices on {device}, got {interpolation}, {curvature}.")

@@ -11,6 +11,7 @@ number of threads.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -28,10 +29,26 @@ from cryoseg_dist.kernels.slices import by_rows, pixel_rows
 
 # Extent of a brick as powers of two, floats of a voxel in it (a vector's worth) and of a pixel in its stretch.
 DEEP, HIGH, WIDE, VOXEL, RECORD = 4, 4, 6, 4, 6
+# Voxels of a brick that are added to the volume at once.
+AT_ONCE = 4
 # Poses that are sorted together, at most: as many as one sum in single precision takes.
 POSES_AT_ONCE = 1024
-# Bytes that a pixel takes while it is inserted: its value and weight, its place, its record.
-PIXEL_BYTES = 12 + 4 + 4 * RECORD
+# Bytes that a pixel takes while it is inserted: its value and weight, and those of the next batch, its place, its record.
+PIXEL_BYTES = 2 * 12 + 4 + 4 * RECORD
+
+
+def _packed(builder: Any, items: Sequence[Any]) -> Any:
+    """A vector of single-precision numbers."""
+    out = ir.Constant(ir.VectorType(ir.FloatType(), len(items)), ir.Undefined)
+    for i, item in enumerate(items):
+        out = builder.insert_element(out, item, ir.Constant(ir.IntType(32), i))
+    return out
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, place: Any, lanes: int) -> Any:
+    """Where a vector of ``lanes`` lies in a flat array."""
+    base = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(base, [place]), ir.VectorType(ir.FloatType(), lanes).as_pointer())
 
 
 @intrinsic
@@ -40,38 +57,47 @@ def _add_to_lines(typing: Any, flat: Any, places: Any, shares: Any, values: Any,
 
     Written for the compiler, which does not find vectors in straight code.
     """
-    single, index, lanes = ir.FloatType(), ir.IntType(32), 2 * VOXEL
+    lanes = 2 * VOXEL
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def product(a: Any, b: Any) -> Any:
             return builder.fmul(a, b, flags=("fast",))
 
-        def packed(items: Sequence[Any]) -> Any:
-            out = ir.Constant(ir.VectorType(single, len(items)), ir.Undefined)
-            for i, item in enumerate(items):
-                out = builder.insert_element(out, item, ir.Constant(index, i))
-            return out
-
         array, *tuples = arguments
-        base = context.make_array(signature.args[0])(context, builder, array).data
         where, times, given, weights = (
             [builder.extract_value(held, i) for i in range(kind.count)]
             for held, kind in zip(tuples, signature.args[1:], strict=True)
         )
-        value = packed([*given, ir.Constant(single, 0.0)] * 2)
-        pairs = [packed([w for w in weights[at : at + 2] for _ in range(VOXEL)]) for at in range(0, len(weights), 2)]
-        pieces = [product(value, pair) for pair in pairs]
+        value = _packed(builder, [*given, ir.Constant(ir.FloatType(), 0.0)] * 2)
+        pairs = [[w for w in weights[at : at + 2] for _ in range(VOXEL)] for at in range(0, len(weights), 2)]
+        pieces = [product(value, _packed(builder, pair)) for pair in pairs]
         for place, share in zip(where, times, strict=True):
             for i, piece in enumerate(pieces):
-                pointer = builder.gep(base, [builder.add(place, ir.Constant(place.type, i * lanes))])
-                pointer = builder.bitcast(pointer, piece.type.as_pointer())
+                at = builder.add(place, ir.Constant(place.type, i * lanes))
+                pointer = _pointer(context, builder, signature.args[0], array, at, lanes)
                 old = builder.load(pointer)
                 old.align = VOXEL
-                added = builder.fadd(old, product(piece, packed([share] * lanes)), flags=("fast",))
+                added = builder.fadd(old, product(piece, _packed(builder, [share] * lanes)), flags=("fast",))
                 builder.store(added, pointer).align = VOXEL
         return context.get_dummy_value()
 
     return types.void(flat, places, shares, values, taps), generate
+
+
+@intrinsic
+def _write_record(typing: Any, records: Any, at: Any, values: Any) -> Any:
+    """``records[at + c] = values[c]`` for six ``c``, in two stores."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, at, held = arguments
+        items = [builder.extract_value(held, c) for c in range(RECORD)]
+        for first, some in ((0, items[:4]), (4, items[4:])):
+            place = builder.add(at, ir.Constant(at.type, first))
+            pointer = _pointer(context, builder, signature.args[0], array, place, len(some))
+            builder.store(_packed(builder, some), pointer).align = 4
+        return context.get_dummy_value()
+
+    return types.void(records, at, values), generate
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -167,12 +193,16 @@ def _sort_pixels(
                 re[j] = v_re * t_re - v_im * t_im
                 im[j] = sign * (v_re * t_im + v_im * t_re)
                 wt[j] = weights[base + j] * share
-            for j in range(n):
-                brick = place[j] >> 1
-                at = np.uint64(RECORD) * np.uint64(ends[brick])
-                ends[brick] += 1
-                records[at], records[at + np.uint64(1)], records[at + np.uint64(2)] = x[j], y[j], z[j]
-                records[at + np.uint64(3)], records[at + np.uint64(4)], records[at + np.uint64(5)] = re[j], im[j], wt[j]
+            i = np.uint64(0)
+            while i < n:
+                # Neighbours mostly lie in one brick.
+                brick = place[i] >> 1
+                end = ends[brick]
+                while i < n and place[i] >> 1 == brick:
+                    _write_record(records, RECORD * end, (x[i], y[i], z[i], re[i], im[i], wt[i]))
+                    end += 1
+                    i += np.uint64(1)
+                ends[brick] = end
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -245,7 +275,28 @@ def _taps(window: np.ndarray, at: float) -> tuple[float, float, float, float]:
     )
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@intrinsic
+def _add_voxels(typing: Any, target: Any, to: Any, source: Any, at: Any) -> Any:
+    """``target[to + 3 v + c] += source[at + 4 v + c]`` for ``AT_ONCE`` voxels ``v`` and three ``c``."""
+    index, chosen = ir.IntType(32), [VOXEL * v + c for v in range(AT_ONCE) for c in range(3)]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        places = ((0, 1, len(chosen)), (2, 3, VOXEL * AT_ONCE))
+        pointers = [
+            _pointer(context, builder, signature.args[array], arguments[array], arguments[place], lanes)
+            for array, place, lanes in places
+        ]
+        held, added = (builder.load(pointer) for pointer in pointers)
+        held.align = added.align = 4
+        lanes = ir.Constant(ir.VectorType(index, len(chosen)), [ir.Constant(index, lane) for lane in chosen])
+        total = builder.fadd(held, builder.shuffle_vector(added, added, lanes), flags=("fast",))
+        builder.store(total, pointers[0]).align = 4
+        return context.get_dummy_value()
+
+    return types.void(target, to, source, at), generate
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _put_back(
     sums: np.ndarray,
     first_z: int,
@@ -258,20 +309,21 @@ def _put_back(
     """Add the sums of a brick to the volume and clear them; those at ``x = -1`` go to ``beyond`` (z, y, 3)."""
     m, reach = accumulator.shape[0], 2 * before + 1
     low, high = max(0, before - first_x), min(sums.shape[2], accumulator.shape[2] - first_x + before)
+    whole = low + (high - low) // AT_ONCE * AT_ONCE
     # The last brick may end beyond the grid.
     for i in range(min(sums.shape[0], m - first_z + reach)):
         z = (first_z - m // 2 - before + i) % m
         for j in range(min(sums.shape[1], m - first_y + reach)):
             y = (first_y - m // 2 - before + j) % m
-            source, target = sums[i, j], accumulator[z, y]
+            source, target = sums[i, j].reshape(-1), accumulator[z, y].reshape(-1)
             for x in range(low):
                 for part in range(3):
-                    beyond[z, y, part] += source[x, part]
-            for x in range(low, high):
-                to = first_x - before + x
-                target[to, 0] += source[x, 0]
-                target[to, 1] += source[x, 1]
-                target[to, 2] += source[x, 2]
+                    beyond[z, y, part] += source[VOXEL * x + part]
+            for x in range(low, whole, AT_ONCE):
+                _add_voxels(target, 3 * (first_x - before + x), source, VOXEL * x)
+            for x in range(whole, high):
+                for part in range(3):
+                    target[3 * (first_x - before + x) + part] += source[VOXEL * x + part]
             source[:] = np.float32(0.0)
 
 
@@ -305,6 +357,25 @@ def poses_at_once(extent: int, n_pixels: int) -> int:
     return max(1, min(POSES_AT_ONCE, pixels_at_once(extent) // n_pixels))
 
 
+@dataclass(frozen=True)
+class Workspace:
+    """Memory for the sorting of so many poses, to be used by one call after another: fresh pages cost as much as the work.
+
+    Attributes
+    ----------
+    places : ndarray, int32, shape (poses, pixels)
+    records : ndarray, float32, shape (poses * pixels * 6,)
+    """
+
+    places: np.ndarray
+    records: np.ndarray
+
+    @classmethod
+    def of(cls, n_poses: int, n_pixels: int) -> "Workspace":
+        """For poses of ``n_pixels``."""
+        return cls(np.empty((n_poses, n_pixels), np.int32), np.empty(n_poses * n_pixels * RECORD, np.float32))
+
+
 def insert_numba(
     accumulator: Tensor,
     images: Tensor,
@@ -320,6 +391,7 @@ def insert_numba(
     interpolation: Interpolation = Interpolation.TRILINEAR,
     curvature: float = 0.0,
     threads: int = 1,
+    workspace: Workspace | None = None,
 ) -> None:
     """Insert on the processor; arguments as of :func:`~cryoseg_dist.kernels.insertion.insert`, all given."""
     extent, total = accumulator.shape[0], accumulator.numpy()
@@ -340,8 +412,9 @@ def insert_numba(
     for _ in range(threads):
         spare.put(np.zeros(shape, dtype=np.float32))
     at_once = min(poses_at_once(extent, n_pixels), max(1, len(rotations)))
-    places = np.empty((at_once, n_pixels), dtype=np.int32)
-    records = np.empty(at_once * n_pixels * RECORD, dtype=np.float32)
+    if workspace is None or len(workspace.places) < at_once:
+        workspace = Workspace.of(at_once, n_pixels)
+    places, records = workspace.places, workspace.records
 
     def sort(pool: ThreadPoolExecutor, some: slice) -> np.ndarray:
         """Sort the pixels of some poses; where the stretch of each brick begins."""

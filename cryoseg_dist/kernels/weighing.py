@@ -11,7 +11,13 @@ from cryoseg_dist.kernels.weighing_numba import weigh_numba
 
 
 def weigh(
-    images: Tensor, microscope: Microscope, columns: Tensor, inverse_noise: Tensor, ky: Tensor, kx: Tensor
+    images: Tensor,
+    microscope: Microscope,
+    columns: Tensor,
+    inverse_noise: Tensor,
+    ky: Tensor,
+    kx: Tensor,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Transform images and weight them for insertion.
 
@@ -25,6 +31,9 @@ def weigh(
         Those of ``microscope``.
     inverse_noise : Tensor, float32, shape (p,)
     ky, kx : Tensor, int64, shape (p,)
+    out : tuple of Tensor, optional
+        On the processor: where to put the results, for ``b`` images or more; see
+        :func:`~cryoseg_dist.kernels.weighing_numba.weighed`.
 
     Returns
     -------
@@ -38,7 +47,7 @@ def weigh(
         spectra = torch.fft.rfft2(images.to(torch.float32))
         return weigh_triton(spectra, microscope, columns, inverse_noise, ky, kx, images.shape[-1])
     if images.device.type == "cpu":
-        return weigh_numba(images, microscope, columns, inverse_noise, ky, kx)
+        return weigh_numba(images, microscope, columns, inverse_noise, ky, kx, out)
     return weigh_torch(images, microscope, columns, inverse_noise, ky, kx)
 
 

@@ -80,12 +80,23 @@ def _weigh(
                 square[p] = c * share
 
 
+def weighed(n_images: int, n_pixels: int) -> tuple[Tensor, Tensor]:
+    """Room for what weighting makes of images."""
+    return torch.empty((n_images, n_pixels), dtype=torch.complex64), torch.empty((n_images, n_pixels))
+
+
 def weigh_numba(
-    images: Tensor, microscope: Microscope, columns: Tensor, inverse_noise: Tensor, ky: Tensor, kx: Tensor
+    images: Tensor,
+    microscope: Microscope,
+    columns: Tensor,
+    inverse_noise: Tensor,
+    ky: Tensor,
+    kx: Tensor,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Transform images and weight them; as :func:`~cryoseg_dist.kernels.weighing.weigh`."""
-    size, (n, n_pixels) = images.shape[-1], (len(images), len(ky))
-    data, weights = torch.empty((n, n_pixels), dtype=torch.complex64), torch.empty((n, n_pixels))
+    size, n = images.shape[-1], len(images)
+    data, weights = weighed(n, len(ky)) if out is None else (out[0][:n], out[1][:n])
     rows = pixel_rows(ky, kx)
     # The phase origin is sample n // 2: a factor, rather than images that are rolled.
     angle = (2.0 * torch.pi / size) * ((ky + kx) * (size // 2) % size).double()

@@ -4,6 +4,7 @@ Plain half maps give the FSC that says how much each voxel is damped; nothing el
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.pipeline.validation import read_mask
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
-from cryoseg_dist.runtime.slab_finishing import SlabFinishing, mean_by_shell
+from cryoseg_dist.runtime.slab_finishing import MapOfGroups, SlabFinishing
 from cryoseg_dist.stages.reconstruct import complete, maps_of_sums, noise_to_signal, solved_map, solver_words
 from cryoseg_dist.stages.refine import masked_fsc, particle_sphere
 
@@ -26,23 +27,19 @@ def finish_by_slabs(
     """Half maps and map of each pair of groups, into the array ``maps``, without a padded volume in any process."""
     n = len(finishing.folds)
     finishing.create(3 * n // 2, {"pixel_size": pixel_size})
-    accumulate.run(finishing.total_tasks())
+    means = finishing.add_up(accumulate.run)
+    if finishing.has_symmetry:
+        means = finishing.complete(accumulate.run)
     for first in range(0, n, 2):
-        pair, into = (first, first + 1), 3 * first // 2
-        weights = accumulate.run([task for group in pair for task in finishing.weight_tasks(group)])
-        half = len(weights) // 2
-        mean1, mean2 = mean_by_shell(weights[:half]), mean_by_shell(weights[half:])
-        halves = [(into, pair[:1], mean1), (into + 1, pair[1:], mean2)]
-        accumulate.run([task for made in halves for task in finishing.line_tasks(*made)])
-        accumulate.run([task for number, *_ in halves for task in finishing.map_tasks(number)])
-        plain = [read_map(session, f"{finishing.run}/maps", number) for number, *_ in halves]
+        into = 3 * first // 2
+        halves = [MapOfGroups(into + i, (first + i,), means[first + i]) for i in (0, 1)]
+        finishing.make_maps(accumulate.run, halves)
+        plain = [read_map(session, f"{finishing.run}/maps", half.into) for half in halves]
         curve = masked_fsc(plain[0], plain[1], pixel_size, diameter)
         del plain
-        maps = [*halves, (into + 2, pair, mean1 + mean2)]
-        accumulate.run(
-            [task for made in maps for task in finishing.line_tasks(*made, noise_to_signal(curve, len(made[1])))]
-        )
-        accumulate.run([task for number, *_ in maps for task in finishing.map_tasks(number)])
+        both = MapOfGroups(into + 2, (first, first + 1), means[first] + means[first + 1])
+        damped = [replace(made, shrinkage=noise_to_signal(curve, len(made.groups))) for made in (*halves, both)]
+        finishing.make_maps(accumulate.run, damped)
 
 
 def solve_in_memory(
@@ -56,7 +53,7 @@ def solve_in_memory(
         support = read_mask(Path(settings.support), size, pixel)
         extent = 2.0 * pixel * float(distance_from_centre(size)[support > 0.5].max())
     finishing.create(3 * len(finishing.folds) // 2, {"pixel_size": pixel})
-    accumulate.run(finishing.total_tasks())
+    finishing.add_up(accumulate.run)
     figures = {}
     for i, number in enumerate(classes or (0,)):
         totals = [complete(finishing.read_total(group), symmetry, size, padding) for group in (2 * i, 2 * i + 1)]

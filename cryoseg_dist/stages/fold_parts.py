@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
 from cryoseg_dist.schema.work import Unit
+
+T = TypeVar("T")
 
 # Parts that are read ahead.
 AHEAD = 2
@@ -31,6 +34,15 @@ def parts_of(unit: Unit, inputs: Mapping[str, np.ndarray]) -> Iterator[Part]:
             if i + AHEAD < len(parts):
                 coming.append(reader.submit(read, i + AHEAD))
             yield part
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, the next of which is made by a thread while one is worked on."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = maker.submit(next, items, None)
+            yield item
 
 
 def batches(parts: Iterator[Part], room: int) -> Iterator[Part]:

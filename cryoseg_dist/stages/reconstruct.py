@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from cryoseg_dist.kernels.coverage import Coverage, place_of
 from cryoseg_dist.kernels.ewald import curvature, weigh_sheets
 from cryoseg_dist.kernels.finishing import finish, shell_weights
 from cryoseg_dist.kernels.insertion import insert
-from cryoseg_dist.kernels.insertion_numba import poses_at_once
+from cryoseg_dist.kernels.insertion_numba import Workspace, poses_at_once
 from cryoseg_dist.kernels.interpolation import Interpolation
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import by_rows, disc_pixels
@@ -26,10 +27,11 @@ from cryoseg_dist.kernels.staging import Staging
 from cryoseg_dist.kernels.symmetrisation import symmetrise
 from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.kernels.weighing import weigh
+from cryoseg_dist.kernels.weighing_numba import weighed
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.schema.work import Read, Unit
-from cryoseg_dist.stages.fold_parts import batches, parts_of
+from cryoseg_dist.stages.fold_parts import Part, ahead, batches, parts_of
 
 # Bytes of images at once on a GPU.
 GPU_BYTES = 2**30
@@ -162,50 +164,56 @@ class FoldStage:
             order = by_rows(ky, kx)
             ky, kx = ky[order], kx[order]
         inverse_noise = self._inverse_noise(int(unit.parameters["half"]), ky, kx)
-        microscope = Microscope(self.optics, self.size, ky, kx)
+        seen = (Microscope(self.optics, self.size, ky, kx), inverse_noise, ky, kx)
+        workspace = None
         if staging is None:
             room = poses_at_once(self.partial_shape[0], len(ky))
+            workspace = Workspace.of(room, len(ky))
         else:
             room = max(1, GPU_BYTES // (4 * self.size**2))
-        seen = (microscope, inverse_noise, ky, kx)
-        for images, columns, poses in batches(parts_of(unit, inputs), room):
-            pose = torch.from_numpy(poses)
-            image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
-            used, image = pose[image, slot].to(device), image.to(device)
-            some = torch.from_numpy(images) if staging is None else staging.upload(images)
-            for data, weights, bend in self._sheets(some, columns, seen):
-                insert(
-                    total,
-                    data,
-                    weights,
-                    used[:, :9].reshape(-1, 3, 3),
-                    used[:, 9:11],
-                    ky,
-                    kx,
-                    size=self.size,
-                    padding=self.padding,
-                    pose_image=image,
-                    pose_weight=used[:, 11],
-                    interpolation=self.interpolation,
-                    curvature=bend,
-                    threads=self.threads,
-                )
+        sheets = self._sheets(batches(parts_of(unit, inputs), room), staging, seen, room)
+        for data, weights, bend, poses, image in sheets if staging is not None else ahead(sheets):
+            insert(
+                total,
+                data,
+                weights,
+                poses[:, :9].reshape(-1, 3, 3),
+                poses[:, 9:11],
+                ky,
+                kx,
+                size=self.size,
+                padding=self.padding,
+                pose_image=image,
+                pose_weight=poses[:, 11],
+                interpolation=self.interpolation,
+                curvature=bend,
+                threads=self.threads,
+                workspace=workspace,
+            )
         return total.numpy() if staging is None else staging.download(total)
 
     def _sheets(
-        self, images: Tensor, columns: np.ndarray, seen: tuple[Microscope, Tensor, Tensor, Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """What is inserted of images, its weights and its curvature: one flat sheet, or both of the Ewald sphere."""
+        self, parts: Iterator[Part], staging: Staging | None, seen: tuple[Microscope, Tensor, Tensor, Tensor], room: int
+    ) -> Iterator[tuple[Tensor, Tensor, float, Tensor, Tensor]]:
+        """What is inserted of each batch, its weights and curvature, poses and the image of each: one flat sheet, or both of the Ewald
+        sphere. On the processor a flat one lies in memory that the next but one uses again.
+        """
         microscope, inverse_noise, ky, kx = seen
-        given = torch.from_numpy(columns)
-        if self.ewald is EwaldSphere.FLAT:
-            yield *weigh(images, microscope, given, inverse_noise, ky, kx), 0.0
-            return
-        above, below, weights = weigh_sheets(images, microscope, given, inverse_noise, ky, kx, self.diameter)
-        bend = curvature(microscope.groups[0].voltage, self.size, microscope.groups[0].pixel_size)
-        bend = bend if self.ewald is EwaldSphere.POSITIVE else -bend
-        yield above, weights, bend
-        yield below, weights, -bend
+        spare = cycle([weighed(room, len(ky)) for _ in range(2)] if staging is None else [None])
+        for images, columns, poses in parts:
+            pose = torch.from_numpy(poses)
+            image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
+            used = pose[image, slot].to(ky.device), image.to(ky.device)
+            some = torch.from_numpy(images) if staging is None else staging.upload(images)
+            given = torch.from_numpy(columns)
+            if self.ewald is EwaldSphere.FLAT:
+                yield *weigh(some, microscope, given, inverse_noise, ky, kx, next(spare)), 0.0, *used
+                continue
+            above, below, weights = weigh_sheets(some, microscope, given, inverse_noise, ky, kx, self.diameter)
+            bend = curvature(microscope.groups[0].voltage, self.size, microscope.groups[0].pixel_size)
+            bend = bend if self.ewald is EwaldSphere.POSITIVE else -bend
+            yield above, weights, bend, *used
+            yield below, weights, -bend, *used
 
     def _inverse_noise(self, half: int, ky: Tensor, kx: Tensor) -> Tensor:
         if self.noise is None:

@@ -20,7 +20,7 @@ from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
 from cryoseg_dist.runtime.folds import partials_name
-from cryoseg_dist.runtime.slab_finishing import SlabFinishing, cuts, mean_by_shell, slab_planes
+from cryoseg_dist.runtime.slab_finishing import MapOfGroups, SlabFinishing, cuts, slab_planes
 from cryoseg_dist.schema.work import ArraySpec, Region
 from cryoseg_dist.stages.reconstruct import complete
 from cryoseg_dist.store.project import Project
@@ -69,11 +69,11 @@ def by_slabs(project: Project, size: int, padding: int, symmetry: str, workers: 
     slabs = SlabFinishing(project, RUN, size, padding, operators(symmetry), folds, partials_name(RUN))
     slabs.create(3, {})
     run = Accumulation(project.root, workers=workers).run
-    run(slabs.total_tasks())
-    means = [mean_by_shell(run(slabs.weight_tasks(g))) for g in (0, 1)]
-    for into, groups, mean in ((0, (0,), means[0]), (1, (1,), means[1]), (2, (0, 1), means[0] + means[1])):
-        run(slabs.line_tasks(into, groups, mean, torch.ones(size // 2 + 1) if into == 2 else None))
-        run(slabs.map_tasks(into))
+    means = slabs.add_up(run)
+    if slabs.has_symmetry:
+        means = slabs.complete(run)
+    slabs.make_maps(run, [MapOfGroups(i, (i,), means[i]) for i in (0, 1)])
+    slabs.make_maps(run, [MapOfGroups(2, (0, 1), means[0] + means[1], torch.ones(size // 2 + 1))])
     slabs.remove()
     return project.read(project.whole(f"{RUN}/maps"))
 

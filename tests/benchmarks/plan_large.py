@@ -21,7 +21,7 @@ from cryoseg_dist.pipeline.from_star import FOLD_IMAGES
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
 from cryoseg_dist.runtime.folds import partials_name
 from cryoseg_dist.runtime.memory import folding_bytes, padded_bytes, slab_finishing_bytes
-from cryoseg_dist.runtime.slab_finishing import SlabFinishing, mean_by_shell
+from cryoseg_dist.runtime.slab_finishing import MapOfGroups, SlabFinishing
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import ArraySpec, Region, Unit
 from cryoseg_dist.stages.reconstruct import FoldStage
@@ -73,10 +73,8 @@ def main() -> None:
         started = time.process_time()
         slabs = SlabFinishing(project, "plan", small, given.padding, operators("C1"), places, partials_name("plan"))
         slabs.create(1, {})
-        accumulate.run(slabs.total_tasks())
-        mean = mean_by_shell(accumulate.run(slabs.weight_tasks(0)))
-        accumulate.run(slabs.line_tasks(0, (0,), mean))
-        accumulate.run(slabs.map_tasks(0))
+        (mean,) = slabs.add_up(accumulate.run)
+        slabs.make_maps(accumulate.run, [MapOfGroups(0, (0,), mean)])
         ending = time.process_time() - started
     finally:
         shutil.rmtree(root, ignore_errors=True)

@@ -10,6 +10,7 @@ moves: each pixel's value and weight once, and the volume in and out for each ba
 """
 
 import argparse
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -17,11 +18,14 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+
+# As the command does, before torch is loaded.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import torch
 
 from cryoseg_dist.kernels.accumulator import empty_accumulator
 from cryoseg_dist.kernels.insertion import insert
-from cryoseg_dist.kernels.insertion_numba import poses_at_once
+from cryoseg_dist.kernels.insertion_numba import Workspace, poses_at_once
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import by_rows, disc_pixels
 from cryoseg_dist.kernels.so3 import random_rotations
@@ -80,7 +84,7 @@ def main() -> None:
     images = torch.from_numpy(np.concatenate([inputs[name] for name in unit.reads]))
     starts = range(0, n - batch + 1, batch)
     data, weights = weigh(images[:batch], microscope, columns[:batch], noise, ky, kx)
-    total = empty_accumulator(size)
+    total, workspace = empty_accumulator(size), Workspace.of(batch, len(ky))
 
     def reading() -> None:
         for name in unit.reads:
@@ -93,13 +97,14 @@ def main() -> None:
     def weighing() -> None:
         for first in starts:
             some = slice(first, first + batch)
-            weigh(images[some], microscope, columns[some], noise, ky, kx)
+            weigh(images[some], microscope, columns[some], noise, ky, kx, (data, weights))
 
     def insertion() -> None:
         for first in starts:
             pose = poses[first : first + batch]
             turned, moved = pose[:, :9].reshape(-1, 3, 3), pose[:, 9:11]
-            insert(total, data, weights, turned, moved, ky, kx, size=size, threads=given.threads)
+            how = {"size": size, "threads": given.threads, "workspace": workspace}
+            insert(total, data, weights, turned, moved, ky, kx, **how)
 
     def whole() -> None:
         stage.partial(unit, inputs)

@@ -12,7 +12,7 @@ from cryoseg_dist.kernels.symmetrisation import reach, symmetrise
 from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.runtime import slab_finishing
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
-from cryoseg_dist.runtime.slab_finishing import SlabFinishing, mean_by_shell
+from cryoseg_dist.runtime.slab_finishing import MapOfGroups, SlabFinishing
 from cryoseg_dist.schema.work import ArraySpec
 from cryoseg_dist.store.project import Project
 
@@ -50,20 +50,18 @@ def test_slabs_give_the_maps_of_whole_volumes(
     dims = ("fold", "z", "y", "x", "part")
     project.create(ArraySpec("run/folds", folds.shape, dims, "float32", shard, shard))
     project.write(project.whole("run/folds"), folds)
-    # Fold 2 was set aside.
-    places = {"half1": (0, 3), "half2": (1, 4)}
+    # Fold 2 was set aside, and one group has its sum already.
+    places = {"half1": (0, 3, 4), "half2": (1,)}
     slabs = SlabFinishing(project, "run", size, padding, group, places, "run/folds", max_shell)
     assert len(slabs.slabs) > 1
     slabs.create(3, {})
     run = Accumulation(project.root, workers=2).run
-    run(slabs.total_tasks())
-    means = [mean_by_shell(run(slabs.weight_tasks(g))) for g in (0, 1)]
+    means = slabs.add_up(run)
+    if slabs.has_symmetry:
+        means = slabs.complete(run)
     ratio = torch.linspace(0.0, 3.0, size // 2 + 1)
-    for into, (groups, mean, drawn) in enumerate(
-        (((0,), means[0], None), ((1,), means[1], None), ((0, 1), means[0] + means[1], ratio))
-    ):
-        run(slabs.line_tasks(into, groups, mean, drawn))
-        run(slabs.map_tasks(into))
+    both = MapOfGroups(2, (0, 1), means[0] + means[1], ratio)
+    slabs.make_maps(run, [MapOfGroups(0, (0,), means[0]), MapOfGroups(1, (1,), means[1]), both])
     maps = project.read(project.whole("run/maps"))
     totals = []
     for some in places.values():
