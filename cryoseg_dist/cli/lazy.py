@@ -1,12 +1,13 @@
 """Commands whose modules are loaded when they are called for: torch alone takes seconds."""
 
 import gc
-import os
 from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from cryoseg_dist.runtime.allocator import keep_freed_memory
 
 MODULES = {
     name: f"cryoseg_dist.cli.{name}"
@@ -33,8 +34,7 @@ class LazyGroup(TyperGroup):
         """Run the command of the command line."""
         # Thousands of modules come and stay: looking for garbage among them took a seventh of the start.
         gc.set_threshold(100_000)
-        # Torch, which reads this when it is loaded, then asks for large pages: small ones cost a sixth of a large reconstruction.
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+        keep_freed_memory()
         return super().main(*args, **options)
 
     def list_commands(self, ctx: Any) -> list[str]:

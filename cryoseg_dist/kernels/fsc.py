@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cryoseg_dist.kernels.fourier import shells, to_fourier, to_real
+from cryoseg_dist.kernels.fourier import to_fourier, to_real
 
 
 def fsc(a: Tensor, b: Tensor) -> Tensor:
@@ -86,12 +86,28 @@ def randomise_phases(volume: Tensor, from_shell: int, generator: torch.Generator
     Tensor, shape (n, n, n)
     """
     n = volume.shape[-1]
-    spectrum = to_fourier(volume, 3)
+    spectrum = to_fourier(volume.cpu().to(torch.float32), 3)
     # The transform of real white noise has random phases with the symmetry of a real volume.
-    noise = to_fourier(torch.randn(volume.shape, generator=generator, dtype=volume.dtype), 3)
-    noise = noise.to(volume.device)
-    random = spectrum.abs() * noise / noise.abs().clamp(min=torch.finfo(volume.dtype).tiny)
-    return to_real(torch.where(shells(n, 3, volume.device) >= from_shell, random, spectrum), n, 3)
+    noise = to_fourier(torch.randn(volume.shape, generator=generator), 3)
+    _take_phases(spectrum.numpy(), noise.numpy(), from_shell)
+    return to_real(spectrum, n, 3).to(volume.device)
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _take_phases(spectrum: np.ndarray, noise: np.ndarray, from_shell: int) -> None:
+    """Give a spectrum the phases of another from a shell on, in place."""
+    n = spectrum.shape[0]
+    for iz in range(n):
+        z = iz if 2 * iz < n else iz - n
+        for iy in range(n):
+            y = iy if 2 * iy < n else iy - n
+            for x in range(spectrum.shape[2]):
+                if int(np.sqrt(np.float32(x * x + y * y + z * z)) + np.float32(0.5)) >= from_shell:
+                    held, phase = spectrum[iz, iy, x], noise[iz, iy, x]
+                    size = phase.real * phase.real + phase.imag * phase.imag
+                    power = held.real * held.real + held.imag * held.imag
+                    share = np.sqrt(power / size) if size > 0 else np.float32(0.0)
+                    spectrum[iz, iy, x] = phase * share
 
 
 def corrected_fsc(masked: Tensor, randomised: Tensor, from_shell: int) -> Tensor:

@@ -36,6 +36,16 @@ from cryoseg_dist.store.ledger import Ledger, Mark
 
 # Images of a fold at most: what an interruption can cost.
 FOLD_IMAGES = 16384
+# Images of a fold for each pixel of the box, at least: to keep the sum of fewer takes longer than to make it.
+IMAGES_A_PIXEL = 10
+
+
+def folds_a_group(n_images: int, n_groups: int, size: int, workers: int, folds_per_worker: int | None) -> int:
+    """Folds of each of some groups of particles, which all workers share."""
+    wanted = -(-(folds_per_worker or 2) * workers // n_groups)
+    if folds_per_worker is None:
+        wanted = min(wanted, n_images // (n_groups * IMAGES_A_PIXEL * size))
+    return max(1, wanted)
 
 
 def plan_folds(
@@ -139,7 +149,8 @@ def _sum_up(
     # Held, so that a run goes on with its folds whatever the number of workers is now.
     held = session.project.read_json(f"state/{run}/folds.json")
     if held is None:
-        held = {"folds": max(1, -(-settings.folds_per_worker * accumulate.workers // len(rows)))}
+        wanted = settings.folds_per_worker
+        held = {"folds": folds_a_group(len(particles), len(rows), size, accumulate.workers, wanted)}
         session.project.write_json(f"state/{run}/folds.json", held)
     t = particles.table
     poses = pose_table(t["rot"], t["tilt"], t["psi"], t["origin_x"], t["origin_y"], pixel)

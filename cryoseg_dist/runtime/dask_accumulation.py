@@ -6,7 +6,9 @@ in the store, for a reconstruction, are checkpoints; :mod:`~cryoseg_dist.runtime
 All groups (half sets, classes) are one computation.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +19,7 @@ from uuid import uuid4
 import dask
 import dask.array as da
 import numpy as np
+import torch
 from dask.delayed import Delayed, delayed
 
 from cryoseg_dist.errors import CryosegError, StageFailedError
@@ -159,7 +162,8 @@ class Accumulation:
     def _computed(self, client: Any, calls: Sequence[Delayed]) -> list[Any]:
         with _told_in_one_line():
             if client is None:
-                return list(dask.compute(*calls, scheduler="threads", num_workers=self.workers))
+                with _threads(self.workers) as pool:
+                    return list(dask.compute(*calls, scheduler="threads", pool=pool))
             from distributed import as_completed
 
             futures = client.compute(list(calls))
@@ -219,10 +223,16 @@ def _told_in_one_line() -> Iterator[None]:
         raise StageFailedError(f"reconstruct: the sums could not be made: {last_line(fault)}") from fault
 
 
+def _threads(workers: int) -> ThreadPoolExecutor:
+    """Threads that share the cores: torch would start as many again in each."""
+    share = max(1, (os.cpu_count() or 1) // workers)
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+
+
 def _compute(client: Any, arrays: list[da.Array], targets: list[np.ndarray], workers: int) -> None:
     """Compute all arrays together, each slab into its place in the target."""
     if client is None:
-        with dask.config.set(scheduler="threads", num_workers=workers):
+        with _threads(workers) as pool, dask.config.set(scheduler="threads", pool=pool):
             da.store(arrays, targets, lock=False)
         return
     for array, target in zip(client.persist(arrays), targets, strict=True):

@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cryoseg_dist.errors import StageFailedError
+from cryoseg_dist.runtime.allocator import keep_freed_memory
 from cryoseg_dist.runtime.executor import last_line
 from cryoseg_dist.runtime.ray_start import start_ray
 
@@ -67,6 +68,7 @@ class _WorkerActor:
         """Work until :meth:`close` or until the scheduler is gone."""
         logging.getLogger("distributed").setLevel(logging.WARNING)
         torch.set_num_threads(1)
+        keep_freed_memory()
         limit = memory or int(MEMORY_SHARE * psutil.virtual_memory().total / neighbours)
         worker = Worker(
             scheduler,

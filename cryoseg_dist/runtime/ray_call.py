@@ -13,6 +13,7 @@ import ray
 import torch
 
 from cryoseg_dist.errors import CryosegError
+from cryoseg_dist.runtime.allocator import keep_freed_memory
 from cryoseg_dist.runtime.backlog import Job
 from cryoseg_dist.runtime.executor import Finished, Worker, last_line
 from cryoseg_dist.schema.work import Unit
@@ -48,6 +49,7 @@ class UnitActor:
 
     def __init__(self, project: Project, threads: int, gpu: bool) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         os.environ["NUMBA_NUM_THREADS"] = str(threads)
         self._worker = Worker(project, "cuda" if gpu else "cpu")
         self._stage_number = -1

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from cryoseg_dist.schema.work import Unit
 
@@ -38,7 +39,8 @@ def parts_of(unit: Unit, inputs: Mapping[str, np.ndarray]) -> Iterator[Part]:
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
     """The items, the next of which is made by a thread while one is worked on."""
-    with ThreadPoolExecutor(1) as maker:
+    # A new thread would take all cores for torch.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as maker:
         coming = maker.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = maker.submit(next, items, None)

@@ -70,8 +70,8 @@ class ReconstructSettings(Settings):
     """Share of the noise's energy below which the error left by conjugate gradients does not matter."""
     split_every: int = Field(default=4, ge=2)
     """Partial sums merged at once."""
-    folds_per_worker: int = Field(default=2, ge=1)
-    """Partial sums a worker makes."""
+    folds_per_worker: int | None = Field(default=None, ge=1)
+    """Partial sums a worker makes; when not given two, or fewer where keeping them would take longer than making them."""
     half_maps: bool = True
     """Write half1.mrc and half2.mrc, as RELION and cryoSPARC do; the FSC needs the half maps in any case."""
 

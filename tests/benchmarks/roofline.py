@@ -10,7 +10,6 @@ moves: each pixel's value and weight once, and the volume in and out for each ba
 """
 
 import argparse
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -18,9 +17,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-
-# As the command does, before torch is loaded.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import torch
 
 from cryoseg_dist.kernels.accumulator import empty_accumulator
@@ -30,6 +26,7 @@ from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import by_rows, disc_pixels
 from cryoseg_dist.kernels.so3 import random_rotations
 from cryoseg_dist.kernels.weighing import weigh
+from cryoseg_dist.runtime.allocator import keep_freed_memory
 from cryoseg_dist.runtime.reading import LazyInputs
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import ArraySpec, Region, Unit
@@ -68,6 +65,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="that insert")
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
+    # As the command does.
+    keep_freed_memory()
     torch.set_num_threads(1)
     n, size = given.particles, given.box
     project, unit = stored(given.scratch / "project", n, size)

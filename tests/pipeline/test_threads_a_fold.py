@@ -1,10 +1,11 @@
-"""Cores without room for a volume of their own share one."""
+"""Cores without room for a volume of their own share one; few particles are not cut into many sums."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cryoseg_dist.pipeline.from_star import folds_a_group
 from cryoseg_dist.pipeline.memory_plan import threads_a_fold
 from cryoseg_dist.runtime.memory import GIB, plan_slabs
 
@@ -18,3 +19,18 @@ def test_folds_take_as_many_threads_as_memory_leaves_without_one(room: int, fold
     assert (plan.threads, threads_a_fold(session, plan)) == (folds, threads)
     session.settings.engine.dask_address = "tcp://elsewhere:8786"
     assert threads_a_fold(session, plan) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "workers", "wanted", "folds"),
+    [
+        (300, 256, 2, None, 1),  # To keep two sums would take longer than to make one.
+        (100_000, 128, 2, None, 2),  # Two a worker.
+        (100_000, 128, 64, None, 39),  # As many as have 1,280 images.
+        (300, 256, 2, 50, 50),  # As it was asked for.
+    ],
+)
+def test_sums_are_as_many_as_are_worth_keeping(
+    images: int, size: int, workers: int, wanted: int | None, folds: int
+) -> None:
+    assert folds_a_group(images, 2, size, workers, wanted) == folds

@@ -93,7 +93,7 @@ def test_a_reconstruction_ends_without_a_padded_volume() -> None:
     assert slab_finishing_bytes(1024, 2, threads=8) < one
     assert one < folding_bytes(1024, 2, threads=1) < 1.1 * one
     assert plan_slabs(256, 2, threads=8, available=64 * GIB).threads == 8
-    assert plan_slabs(256, 2, threads=8, available=5 * GIB).threads == 3
+    assert plan_slabs(256, 2, threads=8, available=6 * GIB).threads == 3
     with pytest.raises(SettingsError, match=r"memory: expected at most 21\.0 GiB, got \d+\.\d for a box of 1024 px"):
         plan_slabs(1024, 2, threads=8, available=21 * GIB)
     # Without oversampling it fits the same machine.
