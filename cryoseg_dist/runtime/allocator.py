@@ -16,9 +16,9 @@ _LARGE, _UNUSED = 32 << 20, 256 << 20
 def keep_freed_memory() -> None:
     """Keep freed arrays of up to 32 MiB, in one heap, and ask for large pages for larger ones.
 
-    Call once, at the start of a process, before torch is loaded and threads are started. Does nothing where the C library is another.
+    Call once, at the start of a process, before it makes tensors and threads. Does nothing where the C library is another.
     """
-    # Torch reads this when it is loaded; processes that are started from here inherit it.
+    # Torch reads this when it first allocates; processes that are started from here inherit it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
