@@ -8,7 +8,7 @@ Particles of an asymmetric phantom of known angles, with CTF and white noise, go
 are the medians of wall time, processor time and peak memory of the whole process, particles a second of one core, and the FSC of each
 map with the truth (mean over all shells), in a sphere that just holds it: maps that fade towards the edge of their box would gain by noise
 that others have there. Each program's start is in its time: what a particle takes beyond it is the difference of two runs of
-different size. ``--direct`` compares our sums with sums in double precision, pixel by pixel.
+different size, which is told too. ``--direct`` compares our sums with sums in double precision, pixel by pixel.
 """
 
 import argparse
@@ -259,9 +259,11 @@ def programs(folder: Path, n: int, arguments: argparse.Namespace) -> list[Progra
             command = [*run, star, "--output", str(where), "--workers", str(workers)]
             out.append(Program(name, command, count, where / "export/map_unsharpened.mrc", where))
     for name, more in (("relion_reconstruct", []), ("relion_reconstruct --skip_gridding", ["--skip_gridding"])):
-        made = folder / f"relion{len(more)}.mrc"
-        command = ["relion_reconstruct", "--ctf", "--i", subset(folder, n), "--o", str(made), *more]
-        out.append(Program(name, command, n, made))
+        if arguments.gridding or more:
+            for count in {n, few}:
+                made = folder / f"relion{len(more)}_{count}.mrc"
+                command = ["relion_reconstruct", "--ctf", "--i", subset(folder, count), "--o", str(made), *more]
+                out.append(Program(name, command, count, made))
     star = subset(folder, few)
     if arguments.cryodrgn:
         box, where = str(arguments.box), folder / "cryodrgn"
@@ -320,6 +322,12 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
             f"{program.particles / figures['cpu']:8.0f} {figures['memory']:6.2f} {figures['fsc']:7.4f}",
             flush=True,
         )
+    for name in dict.fromkeys(program.name for program in given):
+        ends = sorted((r["particles"], r["wall"], r["cpu"]) for r in results if r["program"] == name)
+        if len(ends) == 2:
+            (first, *begun), (last, *ended) = ends
+            wall, cpu = ((b - a) / (last - first) * 1e3 for a, b in zip(begun, ended, strict=True))
+            print(f"{name}: a particle beyond the first {first} takes {wall:.3f} ms, {cpu:.3f} ms of a core")
     (folder / "results.json").write_text(json.dumps(results, indent=1))
 
 
@@ -335,6 +343,9 @@ def main() -> None:
     parser.add_argument("--peer-particles", type=int, default=1000, help="particles that the slow peers take, at most")
     parser.add_argument(
         "--direct", type=int, nargs="*", default=[], help="particles summed in single and in double precision"
+    )
+    parser.add_argument(
+        "--gridding", action=argparse.BooleanOptionalAction, default=True, help="relion_reconstruct with it, too"
     )
     parser.add_argument("--cryodrgn", help="the program of an environment with cryoDRGN 4.3")
     parser.add_argument("--aspire-python", help="Python of an environment with ASPIRE 0.14")
