@@ -6,7 +6,6 @@ in the store, for a reconstruction, are checkpoints; :mod:`~cryoseg_dist.runtime
 All groups (half sets, classes) are one computation.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -225,8 +224,7 @@ def _told_in_one_line() -> Iterator[None]:
 
 def _threads(workers: int) -> ThreadPoolExecutor:
     """Threads that share the cores: torch would start as many again in each."""
-    share = max(1, (os.cpu_count() or 1) // workers)
-    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _compute(client: Any, arrays: list[da.Array], targets: list[np.ndarray], workers: int) -> None:

@@ -37,10 +37,9 @@ def parts_of(unit: Unit, inputs: Mapping[str, np.ndarray]) -> Iterator[Part]:
             yield part
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, the next of which is made by a thread while one is worked on."""
-    # A new thread would take all cores for torch.
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as maker:
+def ahead(items: Iterator[T], threads: int) -> Iterator[T]:
+    """The items, the next of which is made while one is worked on: by a thread, for which torch starts ``threads`` in all."""
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as maker:
         coming = maker.submit(next, items, None)
         while (item := coming.result()) is not None:
             coming = maker.submit(next, items, None)

@@ -172,7 +172,7 @@ class FoldStage:
         else:
             room = max(1, GPU_BYTES // (4 * self.size**2))
         sheets = self._sheets(batches(parts_of(unit, inputs), room), staging, seen, room)
-        for data, weights, bend, poses, image in sheets if staging is not None else ahead(sheets):
+        for data, weights, bend, poses, image in sheets if staging is not None else ahead(sheets, self.threads):
             insert(
                 total,
                 data,
