@@ -76,7 +76,7 @@ def run_classify(session: Session, particles: Particles) -> Classified:
             particles,
             np.arange(n),
             ClassifyStage(
-                particles.optics, diameter, first, noise, 1, Region(f"{run}/it000/none", (0, 0, 0), (k, size, size))
+                particles.microscope, diameter, first, noise, 1, Region(f"{run}/it000/none", (0, 0, 0), (k, size, size))
             ),
             k,
             classify.random_assignment(n, k, settings),
@@ -97,7 +97,12 @@ def run_classify(session: Session, particles: Particles) -> Classified:
             particles,
             np.arange(n) if last else rows,
             ClassifyStage(
-                particles.optics, diameter, sampled, noise, settings.poses_kept, _averages_of(run, iteration, k, size)
+                particles.microscope,
+                diameter,
+                sampled,
+                noise,
+                settings.poses_kept,
+                _averages_of(run, iteration, k, size),
             ),
             k,
         )

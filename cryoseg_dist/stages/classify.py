@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cryoseg_dist.kernels.ctf import ctf_pixels
 from cryoseg_dist.kernels.fourier import to_fourier
 from cryoseg_dist.kernels.mask import soft_sphere
 from cryoseg_dist.kernels.matching import Observations, observe, search, shift_phases
+from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.planes import empty_planes, insert_planes, prepare_planes, sample_planes
 from cryoseg_dist.kernels.slices import disc_pixels, take_pixels
 from cryoseg_dist.schema.optics import Optics
@@ -139,8 +139,8 @@ class ClassifyStage:
 
     Attributes
     ----------
-    optics : Optics
-        Of the particle images.
+    optics : Optics or tuple of Optics
+        Of the particle images: one, or those of the optics groups.
     diameter : float
         A; images are masked softly beyond it where poses are sought.
     sampling : Sampling
@@ -151,7 +151,7 @@ class ClassifyStage:
         Real-space averages (K, y, x).
     """
 
-    optics: Optics
+    optics: Optics | tuple[Optics, ...]
     diameter: float
     sampling: Sampling
     noise: np.ndarray
@@ -184,13 +184,15 @@ class ClassifyStage:
         references = sample_planes(planes, which, psi, ky[:coarse], kx[:coarse], PADDING)
         shell = torch.round((ky * ky + kx * kx).float().sqrt()).long().clamp(max=size // 2)
         chunks = [c.to(device) for c in references.split(CHUNK)]
-        return _State(size, n_classes, planes, ky, kx, near, coarse, shell, which, psi, chunks, device)
+        microscope = Microscope(self.optics, size, ky, kx)
+        return _State(size, n_classes, planes, microscope, ky, kx, near, coarse, shell, which, psi, chunks, device)
 
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Match one batch of particles and sum it up.
 
-        Unit parameters: ``ctf`` (n, 4), optionally ``rows``, the images to take of those read, and ``fixed`` (n, 6), an assignment
-        to sum up without matching. Writes ``partials`` (1, K, m, m // 2 + 1, 3) and ``assignment`` (1, unit size, 6).
+        Unit parameters: ``ctf`` (n, 4 or 5), defocus U, V, angle, phase shift and the optics group; optionally ``rows``, the images to
+        take of those read, and ``fixed`` (n, 6), an assignment to sum up without matching. Writes ``partials``
+        (1, K, m, m // 2 + 1, 3) and ``assignment`` (1, unit size, 6).
         The record holds sums for the noise spectrum.
         """
         images = torch.from_numpy(batch_images(unit.parameters, inputs["images"]).astype(np.float32))
@@ -218,24 +220,19 @@ class ClassifyStage:
     def _batch(
         self, images: Tensor, transfer: Tensor, fixed: Tensor | None, state: "_State", total: Tensor, noise: Tensor
     ) -> Tensor:
-        size, o = state.size, self.optics
-        c = ctf_pixels(
-            state.ky,
-            state.kx,
-            size,
-            o.pixel_size,
-            *transfer.unbind(1),
-            voltage=o.voltage,
-            spherical_aberration=o.spherical_aberration,
-            amplitude_contrast=o.amplitude_contrast,
-        )
+        size, microscope = state.size, state.microscope
+        c = microscope.ctf(transfer)
         variance = torch.from_numpy(self.noise)[state.shell]
-        whole = take_pixels(to_fourier(images), state.ky, state.kx)
+
+        def spectra(images: Tensor) -> Tensor:
+            return microscope.in_phase(take_pixels(to_fourier(images), state.ky, state.kx), transfer)
+
+        whole = spectra(images)
         if fixed is None:
-            mask = soft_sphere(size, min(0.5 * self.diameter / o.pixel_size, 0.5 * size - 3), 3.0, 2)
+            pixel_size = microscope.groups[0].pixel_size
+            mask = soft_sphere(size, min(0.5 * self.diameter / pixel_size, 0.5 * size - 3), 3.0, 2)
             n = state.near
-            seen = take_pixels(to_fourier(images * mask), state.ky[:n], state.kx[:n])
-            poses = self._poses(observe(seen, c[:, :n], variance[:n]), state)
+            poses = self._poses(observe(spectra(images * mask)[:, :n], c[:, :n], variance[:n]), state)
         else:
             poses = fixed[:, None]
         weighted = observe(whole, c, variance)
@@ -318,6 +315,7 @@ class _State:
     size: int
     n_classes: int
     planes: Tensor
+    microscope: Microscope
     ky: Tensor
     kx: Tensor
     near: int

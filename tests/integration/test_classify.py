@@ -150,25 +150,28 @@ def test_an_interrupted_run_goes_on_to_the_same_end(
     assert again.particles.table.equals(found.particles.table)
 
 
-def test_the_sums_of_parts_add_up(planted: tuple[Particles, np.ndarray, np.ndarray, np.ndarray]) -> None:
-    """Two halves of a batch give the whole batch's sums."""
-    particles = planted[0]
-    images = torch.randn((40, SIZE, SIZE), generator=torch.Generator().manual_seed(1)).numpy()
+def summed(optics: Optics | tuple[Optics, ...], images: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """What the stage sums up of images with these columns of the CTF."""
     noise = np.full(SIZE // 2 + 1, 0.5 * SIZE**2, dtype=np.float32)
-    stage = ClassifyStage(OPTICS, DIAMETER, Sampling(20.0, 2.0, 1.0, 8.0, 6.0), noise, 4, Region("a", (0,), (1,)))
+    stage = ClassifyStage(optics, DIAMETER, Sampling(20.0, 2.0, 1.0, 8.0, 6.0), noise, 4, Region("a", (0,), (1,)))
     state = stage.setup({"averages": pictures().numpy()}, "cpu")
+    writes = {"partials": Region("p", (0,), (1,)), "assignment": Region("q", (0, 0, 0), (1, len(images), 6))}
+    result = stage.compute(Unit("u", {}, writes, {"ctf": columns}), {"images": images}, state)
+    assert np.all(result.arrays["assignment"][0, :, 4] > 0)
+    return result.arrays["partials"]
 
-    def sums(rows: slice) -> np.ndarray:
-        n = rows.stop - rows.start
-        writes = {"partials": Region("p", (0,), (1,)), "assignment": Region("q", (0, 0, 0), (1, n, 6))}
-        unit = Unit("u", {}, writes, {"ctf": particles.transfer(np.arange(rows.start, rows.stop))})
-        result = stage.compute(unit, {"images": images[rows]}, state)
-        assert np.all(result.arrays["assignment"][0, :, 4] > 0)
-        return result.arrays["partials"]
 
-    whole, parts = sums(slice(0, 40)), sums(slice(0, 24)) + sums(slice(24, 40))
-    assert np.allclose(whole, parts, atol=1e-4 * np.abs(whole).max())
-    assert whole[..., 2].sum() > 0
+def test_the_sums_of_parts_add_up(planted: tuple[Particles, np.ndarray, np.ndarray, np.ndarray]) -> None:
+    """Two halves of a batch give the whole batch's sums, in one optics group and in two."""
+    images = torch.randn((40, SIZE, SIZE), generator=torch.Generator().manual_seed(1)).numpy()
+    columns = planted[0].transfer(np.arange(40))
+    first, second = slice(0, 24), slice(24, 40)
+    other = replace(OPTICS, voltage=200.0, beam_tilt=(5.0, -3.0), even_aberrations=(0.4, 20.0))
+    grouped = np.column_stack((columns, np.arange(40) >= 24)).astype(np.float32)
+    for optics, whole in ((OPTICS, summed(OPTICS, images, columns)), (other, summed((OPTICS, other), images, grouped))):
+        parts = summed(OPTICS, images[first], columns[first]) + summed(optics, images[second], columns[second])
+        assert np.allclose(whole, parts, atol=1e-4 * np.abs(whole).max())
+        assert whole[..., 2].sum() > 0
 
 
 def test_junk_is_not_selected() -> None:
@@ -195,8 +198,10 @@ def test_junk_is_not_selected() -> None:
 def test_particles_of_rejected_classes_are_told(
     planted: tuple[Particles, np.ndarray, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
-    few = replace(planted[0]).subset(np.arange(60), "few")
-    result = classified(few, tmp_path, iterations=2, n_classes=2, keep=[1])
+    """The particles come from two optics groups."""
+    few = planted[0].subset(np.arange(60), "few")
+    grouped = replace(few, table=few.table.assign(optics_group=np.arange(60) % 2 + 3), groups={3: OPTICS, 4: OPTICS})
+    result = classified(grouped, tmp_path, iterations=2, n_classes=2, keep=[1])
     n_out = 60 - len(result.particles)
     assert set(result.particles.table["class_number"]) == {1}
     assert n_out == result.counts[1] > 0
