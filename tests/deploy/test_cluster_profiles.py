@@ -11,6 +11,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -68,6 +69,9 @@ def test_ray_takes_the_cluster_file(tmp_path: Path) -> None:
         assert source.startswith("~") or (TOP / source).is_file()
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         assert "CRYOSEG_TOKEN_FILE=/home/cryoseg/ray-token" in commands[-1]
+    # Without these the head starts no worker.
+    assert "--autoscaling-config=" in config["head_start_ray_commands"][-1]
+    assert "RAY_enable_autoscaler_v2=0" in config["head_start_ray_commands"][-1]
 
 
 class Stage:
@@ -152,6 +156,31 @@ def test_a_worker_that_is_up_before_its_head_waits_for_it(tmp_path: Path, token:
         assert stage.run("bash", CLUSTER / "ray" / "node.sh", "worker", address, **given) == (0, "")
     assert early == [""]
     assert f"ray start --address {address} " in stage.calls()
+    shutil.rmtree(scratch)
+
+
+def test_stop_ends_what_the_file_started_and_no_other_ray(tmp_path: Path, token: Path) -> None:
+    stage, scratch = Stage(tmp_path), Path(f"/tmp/ct{os.getpid()}")
+    ray, script = tmp_path / "ray", CLUSTER / "ray" / "node.sh"
+    ray.write_text("#!/usr/bin/env bash\nsleep 60 &\nwait\n")
+    ray.chmod(0o755)
+    given = {"CRYOSEG_TOKEN_FILE": str(token), "CRYOSEG_NODE_ADDRESS": "10.1.2.3", "CRYOSEG_SCRATCH": str(scratch)}
+    assert stage.run("bash", script, "stop", **given) == (0, "")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **given}
+    ours = subprocess.Popen(["bash", script, "head"], env=environment, start_new_session=True)
+    other = subprocess.Popen([ray, "start"], env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 10
+        while not (scratch / "ray" / "node.pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert stage.run("bash", script, "stop", **given) == (0, "")
+        assert ours.wait(5) != 0
+        assert other.poll() is None
+    finally:
+        for process in (ours, other):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     shutil.rmtree(scratch)
 
 
