@@ -156,7 +156,7 @@ class DaskOnRay:
 
     def _start(self) -> None:
         # Beside the driver: then the loss of a node costs workers only.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        here = _bound_to(ray.get_runtime_context().get_node_id())
         self._scheduler = _SchedulerActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         try:
             self.address = ray.get(self._scheduler.start.remote(self.security), timeout=START_SECONDS)
@@ -174,9 +174,8 @@ class DaskOnRay:
             raise StageFailedError(f"dask: the scheduler or its workers did not start: {why}") from fault
 
     def _host(self, node: str, neighbours: int) -> None:
-        """Start a worker on a node, or elsewhere if that is gone."""
-        strategy = NodeAffinitySchedulingStrategy(node, soft=True)
-        actor = _WorkerActor.options(scheduling_strategy=strategy).remote()  # type: ignore[attr-defined]
+        """Start a worker on a node; it ends at once where that is gone."""
+        actor = _WorkerActor.options(scheduling_strategy=_bound_to(node)).remote()  # type: ignore[attr-defined]
         name = f"ray-{self._count}"
         self._count += 1
         reference = actor.run.remote(self.address, self.security, name, self._threads, self._memory, neighbours)
@@ -226,6 +225,11 @@ class DaskOnRay:
         if self._owns_ray:
             ray.shutdown()
             self._owns_ray = False
+
+
+def _bound_to(node: str) -> NodeAffinitySchedulingStrategy:
+    """A place on a node and on no other: given a soft wish, Ray draws any node for an actor that asks for no resources."""
+    return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _why(ended: Any) -> str:

@@ -39,6 +39,19 @@ def test_a_replacement_goes_where_a_worker_is_missing() -> None:
 
 
 @pytest.mark.ray
+def test_actors_are_where_they_were_meant_to_be(ray_session: None) -> None:
+    """On a node that is not there none starts: Ray would draw another for an actor without cores whose place is a mere wish."""
+    import ray
+    from ray.exceptions import ActorUnschedulableError
+
+    from cryoseg_dist.runtime.dask_on_ray import _bound_to, _WorkerActor
+
+    actor = _WorkerActor.options(scheduling_strategy=_bound_to("ab" * 28)).remote()  # type: ignore[attr-defined]
+    with pytest.raises(ActorUnschedulableError):
+        ray.get(actor.process.remote(), timeout=20)
+
+
+@pytest.mark.ray
 def test_a_killed_worker_is_replaced_and_the_sums_are_those_of_threads(ray_session: None, tmp_path: Path) -> None:
     from cryoseg_dist.runtime.dask_on_ray import DaskOnRay
 
