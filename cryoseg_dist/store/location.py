@@ -18,8 +18,8 @@ from cryoseg_dist.store.faults import storage_faults
 
 # A request is tried again for so long, at growing intervals; then the storage counts as away.
 RETRY_SECONDS, LONGEST_WAIT, MOST_RETRIES = 120.0, 15.0, 100
-# A request that takes longer has hung.
-REQUEST_SECONDS = 120.0
+# A request that takes longer has hung, and is tried again within the time for retries.
+REQUEST_SECONDS = 30.0
 # Rust's pipeline opens its own connections; it says so once a store.
 warnings.filterwarnings("ignore", message="Successfully reconstructed a store", category=RuntimeWarning)
 
@@ -84,7 +84,7 @@ def open_group(location: str) -> Any:
         The storage refuses.
     """
     with storage_faults(location):
-        return zarr.open_group(open_location(location), mode="r+", use_consolidated=False)
+        return zarr.open_group(open_location(location), mode="r+", use_consolidated=False, zarr_format=3)
 
 
 def create_group(location: str, attributes: dict[str, Any]) -> None:
