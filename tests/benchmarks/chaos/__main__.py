@@ -35,7 +35,7 @@ TOP = Path(__file__).resolve().parents[3]
 OPTICS = Optics(4.0, 300.0, 2.7, 0.1)
 MOST_STARTS = 40
 # Seconds until a unit counts as hung, some ten times the longest; until a storage that refuses ends the run.
-DEADLINE, PATIENCE = 30.0, 5.0
+DEADLINE, PATIENCE = 20.0, 5.0
 # Seconds after its point of the run at which a fault comes at the latest: so that also what lies between units is hit.
 SPREAD = 2.0
 
@@ -102,11 +102,13 @@ def disturbed(kind: str, words: list[str], store: Store, scene: Scene, points: l
             # Faults come while units pass: a driver that is not up yet has nothing to lose.
             if up and points and len(seen) >= points[0]:
                 due = due or time.time() + scene.rng.uniform(0.0, SPREAD)
-                if time.time() >= due and (what := KINDS[kind].inject(scene)) is not None:
-                    injected.append(Injected(time.time(), kind, what))
+                # A lost node is replaced before the fault is over, which takes seconds.
+                now = time.time()
+                if now >= due and (what := KINDS[kind].inject(scene)) is not None:
+                    injected.append(Injected(now, kind, what))
                     points.pop(0)
                     due = 0.0
-                    print(f"  {time.time() - began:6.1f} s  {kind}: {what}", flush=True)
+                    print(f"  {now - began:6.1f} s  {kind}: {what}", flush=True)
             time.sleep(0.05)
         scene.follow.update()
         starts.append(Start(at, time.time(), scene.driver.returncode, log.read_bytes()[said:].decode(errors="replace")))

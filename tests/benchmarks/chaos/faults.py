@@ -112,7 +112,7 @@ KINDS = {
     "permission removed": Kind(_disk(Disk.take_permission)),
     "S3 stopped and started": Kind(_bucket(lambda bucket: bucket.stop_for(15.0)), Bucket),
     "S3 stays away": Kind(_bucket(Bucket.stop), Bucket),
-    "S3 slow": Kind(_bucket(lambda bucket: bucket.slow_down(0.02)), Bucket),
+    "S3 slow": Kind(_bucket(lambda bucket: bucket.slow_down(0.1, 1.0, 120.0)), Bucket),
 }
 
 

@@ -12,8 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
+from tests.integration.chaos_faults import workers
 from tests.s3_server import ENVIRONMENT, S3Server
 
 DISK_BYTES = 1 << 30
@@ -28,7 +30,7 @@ class Machines:
         self._cluster.add_node(num_cpus=0, include_dashboard=False, object_store_memory=200 << 20)
         self.nodes = [self._add() for _ in range(2)]
 
-    def _add(self) -> object:
+    def _add(self) -> Node:
         return self._cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
 
     @property
@@ -39,9 +41,11 @@ class Machines:
     def lose_one(self, rng: random.Random) -> str:
         """Kill a node with everything on it; a new one comes."""
         place = rng.randrange(len(self.nodes))
+        raylet = self.nodes[place].all_processes["raylet"][0].process.pid
+        held = [process.pid for process in workers("UnitActor", raylet)]
         self._cluster.remove_node(self.nodes[place], allow_graceful=False)
         self.nodes[place] = self._add()
-        return f"node {place}"
+        return f"node {place} with process {held[0]}" if held else f"node {place}"
 
     def close(self) -> None:
         """Stop all nodes."""
@@ -126,7 +130,8 @@ class Gate:
     """A TCP port before a server: it passes everything on, late or not at all."""
 
     def __init__(self, port: int) -> None:
-        self.delay = 0.0
+        # Least and most seconds that a request is late, and an answer.
+        self.late = (0.0, 0.0)
         self._to = port
         self._ends: list[socket.socket] = []
         with socket.socket() as probe:
@@ -158,14 +163,17 @@ class Gate:
                 here, _ = listener.accept()
                 there = socket.create_connection(("127.0.0.1", self._to))
                 self._ends += [here, there]
+                spoke = [there]
                 for a, b in ((here, there), (there, here)):
-                    threading.Thread(target=self._pass, args=(a, b), daemon=True).start()
+                    threading.Thread(target=self._pass, args=(a, b, spoke), daemon=True).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass(self, source: socket.socket, target: socket.socket, spoke: list[socket.socket]) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
-                if self.delay:
-                    time.sleep(self.delay)
+                # Further parts of a request or an answer follow at once.
+                if spoke[0] is not source:
+                    spoke[0] = source
+                    time.sleep(random.uniform(*self.late))
                 target.sendall(data)
         for end in (source, target):
             with suppress(OSError):
@@ -205,10 +213,14 @@ class Bucket:
         threading.Timer(seconds, self._gate.open).start()
         return f"for {seconds:g} s"
 
-    def slow_down(self, delay: float) -> str:
-        """Every 64 KiB, and every request and answer, comes late from now on."""
-        self._gate.delay = delay
-        return f"{delay:g} s for every 64 KiB each way"
+    def slow_down(self, least: float, most: float, seconds: float) -> str:
+        """For a while every request is late by some seconds, and so is its answer."""
+        self._gate.late = least, most
+        threading.Timer(seconds, self._hurry).start()
+        return f"requests and answers late by {least:g} to {most:g} s, for {seconds:g} s"
+
+    def _hurry(self) -> None:
+        self._gate.late = 0.0, 0.0
 
     def mend(self) -> None:
         """Start the server."""
@@ -216,5 +228,5 @@ class Bucket:
 
     def close(self) -> None:
         """Fast again for the next run."""
-        self._gate.delay = 0.0
+        self._hurry()
         self._gate.open()

@@ -1,9 +1,11 @@
 """What faults cost, told from the events of a run."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +150,12 @@ def measured(told: Told, hits: int, calm: Sequence[dict]) -> dict[str, Any]:
     again_first = [first_seconds(told.events, s.ended) for s in stopped]
     # Until what was lost is done again, else until anything is.
     resumed = []
-    for at in [fault.at for fault in told.injected] if len(told.starts) == 1 else [s.at for s in told.starts[1:]]:
+    again_from = [fault.at for fault in told.injected] if len(told.starts) == 1 else [s.at for s in told.starts[1:]]
+    for at, until in pairwise([*again_from, math.inf]):
         later = [e for e in told.events if e["time"] > at]
-        again_at = next((i for i, e in enumerate(later) if e["event"] == "UnitRetried"), None)
-        if again_at is not None and len(told.starts) == 1:
-            key = later[again_at]["unit"]
-            later = [e for e in later[again_at:] if e.get("unit") == key]
+        lost_one = next((e for e in retried if at < e["time"] < until), None) if len(told.starts) == 1 else None
+        if lost_one is not None:
+            later = [e for e in later if e["time"] >= lost_one["time"] and e.get("unit") == lost_one["unit"]]
         resumed += [e["time"] - at for e in later if e["event"] in PROGRESS][:1]
     return {
         "kind": told.kind,
