@@ -8,7 +8,7 @@ import typer
 
 from cryoseg_dist.cli.guard import DONE, guarded
 from cryoseg_dist.errors import BadInputError
-from cryoseg_dist.store.clean import Part, parts
+from cryoseg_dist.store.clean import CURRENT, Part, parts
 from cryoseg_dist.store.lock import project_lock
 from cryoseg_dist.store.project import Project
 
@@ -36,7 +36,9 @@ def clean(
         with project_lock(project):
             found = parts(opened)
             if not found:
-                typer.echo("nothing that may go: superseded runs and steps are known once a run has finished")
+                finished = opened.read_json(CURRENT) is not None
+                why = "" if finished else ": superseded runs and steps are known once a run has finished"
+                typer.echo(f"nothing that may go{why}")
                 return DONE
             for line in describe(found):
                 typer.echo(line)

@@ -14,6 +14,7 @@ from cryoseg_dist.runtime.reading import read
 from cryoseg_dist.schema.work import ArraySpec, Region
 from cryoseg_dist.store import location
 from cryoseg_dist.store.project import Project
+from cryoseg_dist.store.tree import tree_of
 from tests.s3_server import ENVIRONMENT, S3Server
 
 SPEC = ArraySpec("run/images", (10, 6, 7), ("p", "y", "x"), "float16", (2, 6, 7), (4, 6, 7), doc="Images")
@@ -47,6 +48,24 @@ def test_arrays_at_a_url_are_those_of_a_folder(s3_server: S3Server, tmp_path: Pa
     again.remove(SPEC.name)
     assert not again.exists(SPEC.name)
     assert "one/run/images/" not in s3_server.objects()
+
+
+def test_what_lies_at_a_url_is_listed_weighed_and_removed_as_in_a_folder(s3_server: S3Server, tmp_path: Path) -> None:
+    made(tmp_path / "R", "s3://bucket/tree2")
+    at_url = made(tmp_path / "P", "s3://bucket/tree")
+    in_folder = Project(tmp_path / "Q", create=True)
+    in_folder.create(SPEC)
+    in_folder.write(ALL, VALUES)
+    for tree in (tree_of(at_url.location), tree_of(in_folder.location)):
+        assert (tree.below(""), tree.below("run"), tree.below("none")) == (["run"], ["run/images"], [])
+        assert tree.size("run/images") > VALUES.nbytes
+        assert tree.size("run/im") == 0
+        tree.remove("run/im")
+        tree.remove("run/images")
+        assert tree.below("run") == []
+    # Nor does a prefix that begins alike suffer.
+    assert "<Key>tree/run/images/" not in s3_server.objects()
+    assert "<Key>tree2/run/images/c/0/0/0" in s3_server.objects()
 
 
 def test_a_prefix_holds_one_project(s3_server: S3Server, tmp_path: Path) -> None:
