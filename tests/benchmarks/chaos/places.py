@@ -163,9 +163,19 @@ class Gate:
                 here, _ = listener.accept()
                 there = socket.create_connection(("127.0.0.1", self._to))
                 self._ends += [here, there]
-                spoke = [there]
-                for a, b in ((here, there), (there, here)):
-                    threading.Thread(target=self._pass, args=(a, b, spoke), daemon=True).start()
+                threading.Thread(target=self._serve, args=(here, there), daemon=True).start()
+
+    def _serve(self, here: socket.socket, there: socket.socket) -> None:
+        """Pass on both ways until an end closes."""
+        spoke = [there]
+        answers = threading.Thread(target=self._pass, args=(there, here, spoke), daemon=True)
+        answers.start()
+        self._pass(here, there, spoke)
+        answers.join()
+        for end in (here, there):
+            with suppress(ValueError):
+                self._ends.remove(end)
+            end.close()
 
     def _pass(self, source: socket.socket, target: socket.socket, spoke: list[socket.socket]) -> None:
         with suppress(OSError):
