@@ -34,8 +34,9 @@ from tests.integration.chaos_faults import Follow, Injected, finished, work_of
 TOP = Path(__file__).resolve().parents[3]
 OPTICS = Optics(4.0, 300.0, 2.7, 0.1)
 MOST_STARTS = 40
-# Seconds until a unit counts as hung, some ten times the longest; until a storage that refuses ends the run.
-DEADLINE, PATIENCE = 20.0, 5.0
+# Seconds until a unit counts as hung, some ten times the longest, and more where a bucket's requests are tried again for two
+# minutes; until a storage that refuses ends the run.
+DEADLINE, BUCKET_DEADLINE, PATIENCE = 20.0, 150.0, 5.0
 # Seconds after its point of the run at which a fault comes at the latest: so that also what lies between units is hit.
 SPREAD = 2.0
 
@@ -61,7 +62,7 @@ def command(micrographs: Path, root: Path, url: str | None, address: str, iterat
         "--set", "abinitio.iterations=10", "--set", "abinitio.batch=120", "--set", "extract.pixel_size=6",
         "--set", f"refine.max_iterations={iterations}", "--set", "refine.unit_size=40", "--set", "classify.unit_size=40",
         "--set", "ctf.min_significance=0", "--set", "ctf.max_resolution=100", "--set", "ctf.max_astigmatism=10000",
-        "--set", f"engine.unit_deadline={DEADLINE}", "--set", f"engine.store_patience={PATIENCE}",
+        "--set", f"engine.unit_deadline={DEADLINE if url is None else BUCKET_DEADLINE}", "--set", f"engine.store_patience={PATIENCE}",
         "--set", "engine.dask_workers=2", *(() if url is None else ("--set", f"engine.store={url}")),
     ]  # fmt: skip
 
