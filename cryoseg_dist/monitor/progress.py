@@ -113,8 +113,6 @@ class RunProgress:
             self.figures.update(event["values"])
         if not name or kind == "Message":
             return
-        # The first map is found with the units of the refinement: the run says whose they are.
-        name = event.get("run", "").partition("/")[0].rpartition("-")[0] or name
         if kind == "StageStarted" or name not in self.stages:
             self.stages[name] = StageProgress(name, started=event["time"])
         stage = self.stages[name]

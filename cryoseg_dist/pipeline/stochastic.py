@@ -79,6 +79,7 @@ def run_stochastic(session: Session, particles: Particles) -> tuple[str, Tensor]
             0.99,
             False,
             {f"start{i}": map_region(f"{before}/maps", i, size) for i in alive},
+            name="abinitio",
         )
         width = max(LEAST_PARTICLES, -(-len(step.particles) // UNITS_A_BATCH))
         parts = [step.particles[i : i + width] for i in range(0, len(step.particles), width)]

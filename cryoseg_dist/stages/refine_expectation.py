@@ -110,6 +110,8 @@ class ExpectationStage:
         Real-space maps; a unit's ``half`` is the place of its map.
     tested : int
         Particles of a unit whose angular accuracy is estimated; none where the maps' grey scale is foreign.
+    name : str
+        Stage that the expectation is a step of.
     """
 
     optics: Optics | tuple[Optics, ...]
@@ -123,11 +125,7 @@ class ExpectationStage:
     any_scale: bool
     references: Mapping[str, Read]
     tested: int = 0
-
-    @property
-    def name(self) -> str:
-        """Stage name."""
-        return "refine"
+    name: str = "refine"
 
     @property
     def shared_reads(self) -> Mapping[str, Read]:

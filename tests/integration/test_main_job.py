@@ -76,6 +76,11 @@ def test_from_micrographs_to_a_map_killed_and_resumed(simulated: Path, tmp_path:
     fitted = set(read_star(export / "micrographs_ctf.star").rows["micrograph_name"])
     for name in ("picks.star", "particles.star"):
         assert set(read_star(export / name).rows["micrograph_name"]) <= fitted, name
+    # What is counted and shown by stage is the stage's own.
+    events = map(json.loads, (tmp_path / "whole" / "events.jsonl").read_text().splitlines())
+    ended = [(event["stage"], event["run"]) for event in events if event["event"] == "UnitFinished"]
+    assert {stage for stage, run in ended} >= {"ctf", "classify", "abinitio", "refine"}
+    assert all(run.startswith(f"{stage}-") for stage, run in ended)
 
     killed = tmp_path / "killed"
     process = subprocess.Popen(

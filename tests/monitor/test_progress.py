@@ -31,7 +31,7 @@ def test_stages_failures_and_time_left(tmp_path: Path) -> None:
     progress.update()
     log(UnitRetried("ctf", "ctf-1", "b", 1, "worker lost"))
     log(finished("b", Outcome.QUARANTINED, "again"))
-    log(UnitFinished("refine", "abinitio-7/it003", "c", Outcome.DONE, 0.5, 1, 1, 1, "w"))
+    log(UnitFinished("abinitio", "abinitio-7/it003", "c", Outcome.DONE, 0.5, 1, 1, 1, "w"))
     log(IterationFinished("refine", 1, {"resolution": 12.0}))
     log(IterationFinished("refine", 2, {"resolution": 9.0}))
     log(Figures({"particles": 7.0}))
