@@ -29,8 +29,10 @@ from cryoseg_dist.kernels.slices import by_rows, pixel_rows
 
 # Extent of a brick as powers of two, floats of a voxel in it (a vector's worth) and of a pixel in its stretch.
 DEEP, HIGH, WIDE, VOXEL, RECORD = 4, 4, 6, 4, 6
-# Voxels of a brick that are added to the volume at once.
-AT_ONCE = 4
+# Voxels of a brick that are added to the volume at once, and lines ahead of them that are fetched: they are too short to be foreseen.
+AT_ONCE, AHEAD = 4, 2
+# Floats of a cache line.
+LINE = 16
 # Poses that are sorted together, at most: as many as one sum in single precision takes.
 POSES_AT_ONCE = 1024
 # Bytes that a pixel takes while it is inserted: its value and weight, and those of the next batch, its place, its record.
@@ -276,6 +278,24 @@ def _taps(window: np.ndarray, at: float) -> tuple[float, float, float, float]:
 
 
 @intrinsic
+def _fetch(typing: Any, flat: Any, at: Any) -> Any:
+    """Ask for the cache line of ``flat[at]``."""
+    index = ir.IntType(32)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        base = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, name = ir.IntType(8).as_pointer(), "llvm.prefetch.p0i8"
+        kind = ir.FunctionType(ir.VoidType(), [byte, index, index, index])
+        ask = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        # To read, into all caches, of data.
+        how = [ir.Constant(index, value) for value in (0, 3, 1)]
+        builder.call(ask, [builder.bitcast(builder.gep(base, [arguments[1]]), byte), *how])
+        return context.get_dummy_value()
+
+    return types.void(flat, at), generate
+
+
+@intrinsic
 def _add_voxels(typing: Any, target: Any, to: Any, source: Any, at: Any) -> Any:
     """``target[to + 3 v + c] += source[at + 4 v + c]`` for ``AT_ONCE`` voxels ``v`` and three ``c``."""
     index, chosen = ir.IntType(32), [VOXEL * v + c for v in range(AT_ONCE) for c in range(3)]
@@ -310,12 +330,16 @@ def _put_back(
     m, reach = accumulator.shape[0], 2 * before + 1
     low, high = max(0, before - first_x), min(sums.shape[2], accumulator.shape[2] - first_x + before)
     whole = low + (high - low) // AT_ONCE * AT_ONCE
+    flat, width = accumulator.reshape(-1), 3 * accumulator.shape[2]
     # The last brick may end beyond the grid.
     for i in range(min(sums.shape[0], m - first_z + reach)):
         z = (first_z - m // 2 - before + i) % m
         for j in range(min(sums.shape[1], m - first_y + reach)):
             y = (first_y - m // 2 - before + j) % m
             source, target = sums[i, j].reshape(-1), accumulator[z, y].reshape(-1)
+            coming = (z * m + (y + AHEAD) % m) * width + 3 * (first_x - before)
+            for x in range(low, high, LINE // 3):
+                _fetch(flat, coming + 3 * x)
             for x in range(low):
                 for part in range(3):
                     beyond[z, y, part] += source[VOXEL * x + part]
@@ -349,7 +373,7 @@ def pixels_at_once(extent: int) -> int:
     """Pixels that are sorted together in a grid of ``extent``: many, for each time the whole volume passes through the processor, but
     less than the volume takes in memory.
     """
-    return min(max(extent * extent * (extent // 2 + 1) // 4, 1 << 22), 1 << 25)
+    return min(max(extent * extent * (extent // 2 + 1) // 4, 1 << 23), 1 << 25)
 
 
 def poses_at_once(extent: int, n_pixels: int) -> int:
@@ -441,8 +465,10 @@ def insert_numba(
 
     def add(layer: int, *, begins: np.ndarray) -> None:
         sums = spare.get()
-        _add_layer(layer, records, begins, bits, window, sums, before, total, beyond)
-        spare.put(sums)
+        try:
+            _add_layer(layer, records, begins, bits, window, sums, before, total, beyond)
+        finally:
+            spare.put(sums)
 
     with ThreadPoolExecutor(threads) as pool:
         for begin in range(0, len(rotations), at_once):
