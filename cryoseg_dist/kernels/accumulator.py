@@ -24,12 +24,11 @@ def padded_extent(size: int, padding: int) -> int:
 
 
 def enforce_friedel(accumulator: Tensor) -> Tensor:
-    """Complete the plane ``x = 0``, where each Friedel pair was inserted on one side only.
+    """Complete the plane ``x = 0``, in place, where each Friedel pair was inserted on one side only.
 
     Call once, after all insertions, before :func:`symmetrise`.
     """
-    out = accumulator.clone()
     plane = accumulator[:, :, 0]
     mate = plane.flip((0, 1)).roll((1, 1), (0, 1)) * torch.tensor((1.0, -1.0, 1.0), device=plane.device)
-    out[:, :, 0] = plane + mate
-    return out
+    accumulator[:, :, 0] = plane + mate
+    return accumulator

@@ -98,7 +98,7 @@ def finish(
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _sum_shells(accumulator: np.ndarray, first: int, mates: float, total: np.ndarray, count: np.ndarray) -> None:
+def _sum_shells(accumulator: np.ndarray, first: int, total: np.ndarray, count: np.ndarray) -> None:
     m, width = accumulator.shape[1], accumulator.shape[2]
     for iz in range(accumulator.shape[0]):
         z = first + iz if 2 * (first + iz) < m else first + iz - m
@@ -110,7 +110,7 @@ def _sum_shells(accumulator: np.ndarray, first: int, mates: float, total: np.nda
                     break
                 # Friedel mates count where they are not stored.
                 times = 1.0 if x == 0 or 2 * x == m else 2.0
-                total[shell] += (mates if x == 0 else times) * accumulator[iz, iy, x, 2]
+                total[shell] += times * accumulator[iz, iy, x, 2]
                 count[shell] += times
 
 
@@ -130,7 +130,7 @@ def shell_weights(accumulator: Tensor) -> Tensor:
     return torch.from_numpy(total / count)
 
 
-def shell_sums(slab: np.ndarray, first: int, *, has_mates: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def shell_sums(slab: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     """Sum of the weights, and number of voxels, by shell, of some planes of an accumulator.
 
     Parameters
@@ -138,9 +138,6 @@ def shell_sums(slab: np.ndarray, first: int, *, has_mates: bool = True) -> tuple
     slab : ndarray, float32, shape (k, m, m // 2 + 1, 3)
     first : int
         Number of the first plane.
-    has_mates : bool
-        Whether the plane x = 0 holds its Friedel mates already; where not, they count as what they will add, for they lie in the same
-        shell.
 
     Returns
     -------
@@ -148,7 +145,7 @@ def shell_sums(slab: np.ndarray, first: int, *, has_mates: bool = True) -> tuple
     """
     n_shells = slab.shape[1] // 2 + 1
     total, count = np.zeros(n_shells), np.zeros(n_shells)
-    _sum_shells(slab, first, 1.0 if has_mates else 2.0, total, count)
+    _sum_shells(slab, first, total, count)
     return total, count
 
 

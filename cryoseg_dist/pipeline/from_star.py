@@ -28,7 +28,7 @@ from cryoseg_dist.pipeline.run import RunResult, finish_maps
 from cryoseg_dist.pipeline.session import Session
 from cryoseg_dist.pipeline.sums_to_maps import finish_by_slabs, solve_in_memory
 from cryoseg_dist.runtime.events import StageFinished, StageStarted, UnitFinished
-from cryoseg_dist.runtime.folds import partials_name
+from cryoseg_dist.runtime.partial_sums import PartialSums
 from cryoseg_dist.runtime.slab_finishing import SlabFinishing
 from cryoseg_dist.schema.work import Outcome, Unit
 from cryoseg_dist.stages.reconstruct import FoldStage, pose_table
@@ -179,13 +179,11 @@ def _sum_up(
     )
     kept = accumulate.keep(stage, groups, run, on_fold=tell)
     finishing = SlabFinishing(
-        session.project,
-        run,
+        PartialSums(session.project, run, stage.partial_shape),
         size,
         padding,
         operators(s.particle.symmetry),
         kept,
-        partials_name(run),
         max_shell,
         settings.interpolation,
     )
@@ -200,7 +198,6 @@ def _sum_up(
     done = {"solver": solver, "set_aside": lost}
     session.project.write_json(f"state/{run}/done.json", done)
     # The maps are safe: the sums have served.
-    session.project.remove(partials_name(run))
     finishing.remove()
     outcomes = Counter(str(mark.outcome) for mark in marks.values())
     session.emit(StageFinished("reconstruct", run, dict(outcomes), time.monotonic() - started))

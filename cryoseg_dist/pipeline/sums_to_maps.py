@@ -1,10 +1,6 @@
-"""From the kept partial sums of a reconstruction to its maps: slab by slab, or solved for in memory.
-
-Plain half maps give the FSC that says how much each voxel is damped; nothing else passes between the half sets.
-"""
+"""From the kept partial sums of a reconstruction to its maps: slab by slab, or solved for in memory."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,10 @@ from cryoseg_dist.stages.refine import masked_fsc, particle_sphere
 def finish_by_slabs(
     session: Session, accumulate: Accumulation, finishing: SlabFinishing, pixel_size: float, diameter: float
 ) -> None:
-    """Half maps and map of each pair of groups, into the array ``maps``, without a padded volume in any process."""
+    """Half maps and map of each pair of groups, into the array ``maps``, without a padded volume in any process.
+
+    Half maps are divided by their weights and nothing else; their FSC says how much the map of both is damped.
+    """
     n = len(finishing.folds)
     finishing.create(3 * n // 2, {"pixel_size": pixel_size})
     means = finishing.add_up(accumulate.run)
@@ -32,14 +31,12 @@ def finish_by_slabs(
         means = finishing.complete(accumulate.run)
     for first in range(0, n, 2):
         into = 3 * first // 2
-        halves = [MapOfGroups(into + i, (first + i,), means[first + i]) for i in (0, 1)]
-        finishing.make_maps(accumulate.run, halves)
-        plain = [read_map(session, f"{finishing.run}/maps", half.into) for half in halves]
-        curve = masked_fsc(plain[0], plain[1], pixel_size, diameter)
-        del plain
-        both = MapOfGroups(into + 2, (first, first + 1), means[first] + means[first + 1])
-        damped = [replace(made, shrinkage=noise_to_signal(curve, len(made.groups))) for made in (*halves, both)]
-        finishing.make_maps(accumulate.run, damped)
+        finishing.make_maps(accumulate.run, [MapOfGroups(into + i, (first + i,), means[first + i]) for i in (0, 1)])
+        half1, half2 = (read_map(session, finishing.maps, into + i) for i in (0, 1))
+        shrinkage = noise_to_signal(masked_fsc(half1, half2, pixel_size, diameter), 2)
+        del half1, half2
+        both = MapOfGroups(into + 2, (first, first + 1), means[first] + means[first + 1], shrinkage)
+        finishing.make_maps(accumulate.run, [both])
 
 
 def solve_in_memory(
@@ -65,7 +62,7 @@ def solve_in_memory(
         for j, groups in enumerate(([totals[0]], [totals[1]], totals)):
             solved = solved_map(groups, curve, size, padding, shell, support, settings)
             iterations.append(solved.iterations)
-            session.project.write(map_region(f"{finishing.run}/maps", 3 * i + j, size), solved.volume.numpy()[None])
+            session.project.write(map_region(finishing.maps, 3 * i + j, size), solved.volume.numpy()[None])
         axes = view_axes(table[["rot", "tilt"]].to_numpy(float), symmetry)
         words = solver_words(view_coverage(axes), size, pixel, extent)
         figures[str(number)] = {"name": "cg", "iterations": iterations, "words": words}

@@ -23,7 +23,8 @@ from dask.delayed import Delayed, delayed
 
 from cryoseg_dist.errors import CryosegError, StageFailedError
 from cryoseg_dist.runtime.executor import last_line
-from cryoseg_dist.runtime.folds import Desk, Fold, ReduceStage, Teller, ToScheduler, create_partials, partials_name
+from cryoseg_dist.runtime.folds import Desk, Fold, ReduceStage, Teller, ToScheduler
+from cryoseg_dist.runtime.partial_sums import PartialSums
 from cryoseg_dist.schema.work import Outcome, Unit
 from cryoseg_dist.store.ledger import Ledger, Mark
 from cryoseg_dist.store.project import Project
@@ -102,7 +103,7 @@ class Accumulation:
         groups : Mapping of str to sequence of Unit
             Half sets of classes, say.
         run : str
-            Run id of the ledger and of the array (see :func:`~cryoseg_dist.runtime.folds.partials_name`).
+            Run id of the ledger and of the arrays (see :class:`~cryoseg_dist.runtime.partial_sums.PartialSums`).
         on_fold : Callable, optional
             As for :meth:`sums`.
 
@@ -118,15 +119,15 @@ class Accumulation:
         """
         project = Project(self.root)
         place = {unit.key: i for i, unit in enumerate(unit for units in groups.values() for unit in units)}
-        create_partials(project, stage, len(place), run)
+        sums = PartialSums(project, run, stage.partial_shape)
+        sums.create(len(place))
         with ExitStack() as stack:
             ledger = stack.enter_context(Ledger(project.ledger_path(run)))
             held = ledger.load()
             desk = Desk(ledger, on_fold)
             client, tell = self._connected(stack, desk)
-            name = partials_name(run)
             missing = [
-                self._delayed(Fold(project, stage, unit, place[unit.key], name, need_all=False), tell, uuid4().hex)
+                self._delayed(Fold(project, stage, unit, sums, place[unit.key], need_all=False), tell, uuid4().hex)
                 for units in groups.values()
                 for unit in units
                 if unit.key not in held

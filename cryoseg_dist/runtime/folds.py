@@ -10,9 +10,9 @@ import numpy as np
 
 from cryoseg_dist.errors import BadInputError, DamagedDataError, StageFailedError, StoreUnavailableError
 from cryoseg_dist.runtime.executor import MAX_ATTEMPTS, last_line, worker_name
+from cryoseg_dist.runtime.partial_sums import PartialSums
 from cryoseg_dist.runtime.reading import LazyInputs
-from cryoseg_dist.runtime.slab_finishing import cuts, slab_planes
-from cryoseg_dist.schema.work import ArraySpec, Outcome, Region, Unit
+from cryoseg_dist.schema.work import Outcome, Unit
 from cryoseg_dist.store.ledger import Ledger, Mark
 from cryoseg_dist.store.project import Project
 
@@ -31,28 +31,6 @@ class ReduceStage(Protocol):
 
     def without(self, unit: Unit, reads: Collection[str]) -> Unit | None:
         """The unit without what needs some of its reads, None where nothing is left."""
-
-
-def partials_name(run: str) -> str:
-    """The store's array of the partial sums that a run keeps."""
-    return f"{run}/folds"
-
-
-def create_partials(project: Project, stage: ReduceStage, n_folds: int, run: str) -> None:
-    """Make the array of the partial sums of a run."""
-    shape = stage.partial_shape
-    shard = (1, slab_planes(shape), *shape[1:])
-    project.create(
-        ArraySpec(
-            partials_name(run),
-            (n_folds, *shape),
-            ("fold", "z", "y", "x", "part"),
-            "float32",
-            shard,
-            shard,
-            doc="Partial sums: real part, imaginary part, weight",
-        )
-    )
 
 
 @dataclass
@@ -98,9 +76,10 @@ class Fold:
     project : Project
     stage : ReduceStage
     unit : Unit
-    place : int, optional
-        Where the partial sum is kept in ``partials``; it is returned when not given.
-    partials : str
+    kept : PartialSums, optional
+        Where the partial sum is kept; it is returned when not given.
+    place : int
+        Its place there.
     need_all : bool
         A failure is raised; otherwise it is told of and counts as zero.
     """
@@ -108,16 +87,9 @@ class Fold:
     project: Project
     stage: ReduceStage
     unit: Unit
-    place: int | None = None
-    partials: str = ""
+    kept: PartialSums | None = None
+    place: int = 0
     need_all: bool = True
-
-    def keep(self, total: np.ndarray) -> None:
-        """Write the partial sum, shard by shard."""
-        extent = self.stage.partial_shape
-        for rows in cuts(extent[0], slab_planes(extent)):
-            start, stop = (self.place, rows.start, 0, 0, 0), (int(self.place or 0) + 1, rows.stop, *extent[1:])
-            self.project.write(Region(self.partials, start, stop), total[rows][None])  # type: ignore[arg-type]
 
     def _unreadable(self) -> dict[str, str]:
         """Which reads fail, and why: the rest of the fold need not be lost with them."""
@@ -150,8 +122,8 @@ class Fold:
             attempts += 1
             try:
                 total = self.stage.partial(unit, LazyInputs(self.project, unit.reads))
-                if self.place is not None:
-                    self.keep(total)
+                if self.kept is not None:
+                    self.kept.write(self.place, total)
                 outcome, reason = Outcome.DONE, ""
                 break
             except BadInputError as fault:
@@ -168,4 +140,4 @@ class Fold:
         seconds = round(time.perf_counter() - started, 4)
         record = {"unreadable": lost} if lost and outcome is Outcome.DONE else {}
         tell(Mark(self.unit.key, outcome, record, reason, seconds, attempts, worker_name()))
-        return total if self.place is None else None
+        return total if self.kept is None else None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cryoseg_dist.errors import SettingsError
 from cryoseg_dist.formats.memory import free_bytes
 from cryoseg_dist.kernels.insertion_numba import PIXEL_BYTES, pixels_at_once
-from cryoseg_dist.runtime.slab_finishing import SLAB_BYTES
+from cryoseg_dist.runtime.partial_sums import SLAB_BYTES
 
 GIB = 2**30
 # A Python process with its libraries loaded.

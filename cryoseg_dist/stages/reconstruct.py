@@ -153,7 +153,7 @@ class FoldStage:
         return Unit(unit.key, kept, unit.writes, {**unit.parameters, "parts": [parts[i] for i in left]})
 
     def partial(self, unit: Unit, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The sum over one fold, float32, of ``partial_shape``."""
+        """The sum over one fold, with Friedel mates, float32, of ``partial_shape``."""
         plain = self.interpolation is Interpolation.TRILINEAR and self.ewald is EwaldSphere.FLAT
         device = _fold_device(4 * math.prod(self.partial_shape)) if plain else torch.device("cpu")
         staging = None if device.type == "cpu" else Staging(device)
@@ -190,6 +190,7 @@ class FoldStage:
                 threads=self.threads,
                 workspace=workspace,
             )
+        enforce_friedel(total)
         return total.numpy() if staging is None else staging.download(total)
 
     def _sheets(
@@ -223,9 +224,8 @@ class FoldStage:
 
 
 def complete(total: np.ndarray, symmetry: str, size: int, padding: int, max_shell: float | None = None) -> Tensor:
-    """Friedel mates and symmetry of a summed accumulator, to a shell where no more was summed."""
-    accumulator = enforce_friedel(torch.from_numpy(total))
-    return symmetrise(accumulator, operators(symmetry), max_shell or size / 2, padding)
+    """A sum of folds with the symmetry of its particle, to a shell where no more was summed."""
+    return symmetrise(torch.from_numpy(total), operators(symmetry), max_shell or size / 2, padding)
 
 
 def relative_regularisation(accumulator: Tensor, size: int, padding: int, share: Tensor) -> Tensor:

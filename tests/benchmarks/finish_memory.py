@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cryoseg_dist.kernels.accumulator import enforce_friedel
 from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
-from cryoseg_dist.runtime.folds import partials_name
-from cryoseg_dist.runtime.slab_finishing import MapOfGroups, SlabFinishing, cuts, slab_planes
-from cryoseg_dist.schema.work import ArraySpec, Region
+from cryoseg_dist.runtime.partial_sums import PartialSums
+from cryoseg_dist.runtime.slab_finishing import MapOfGroups, SlabFinishing
 from cryoseg_dist.stages.reconstruct import complete
 from cryoseg_dist.store.project import Project
 
@@ -36,28 +36,27 @@ def peak() -> int:
     return int(found[1]) * 1024
 
 
-def simulate(project: Project, size: int, padding: int) -> None:
-    """Two partial sums, written slab by slab."""
+def partial_sums(project: Project, size: int, padding: int) -> PartialSums:
+    """Where they are kept."""
     m = size * padding
-    shape = (m, m, m // 2 + 1, 3)
-    shard = (1, slab_planes(shape), *shape[1:])
-    dims = ("fold", "z", "y", "x", "part")
-    project.create(ArraySpec(partials_name(RUN), (2, *shape), dims, "float32", shard, shard))
-    rng = np.random.default_rng(0)
+    return PartialSums(project, RUN, (m, m, m // 2 + 1, 3))
+
+
+def simulate(project: Project, size: int, padding: int) -> None:
+    """Two partial sums."""
+    sums, rng = partial_sums(project, size, padding), np.random.default_rng(0)
+    sums.create(2)
     for fold in (0, 1):
-        for rows in cuts(m, slab_planes(shape)):
-            values = rng.random((1, rows.stop - rows.start, *shape[1:]), dtype=np.float32) + 0.1
-            start, stop = (fold, rows.start, 0, 0, 0), (fold + 1, rows.stop, *shape[1:])
-            project.write(Region(partials_name(RUN), start, stop), values)
+        values = rng.random(sums.shape, dtype=np.float32) + np.float32(0.1)
+        sums.write(fold, enforce_friedel(torch.from_numpy(values)).numpy())
 
 
 def in_memory(project: Project, size: int, padding: int, symmetry: str) -> np.ndarray:
     """The maps of whole volumes."""
     totals = []
     for fold in (0, 1):
-        shape = project.shape(partials_name(RUN))
-        region = Region(partials_name(RUN), (fold, 0, 0, 0, 0), (fold + 1, *shape[1:]))
-        totals.append(complete(project.read(region)[0], symmetry, size, padding))
+        total = partial_sums(project, size, padding).read(fold, slice(0, size * padding))
+        totals.append(complete(total, symmetry, size, padding))
     maps = [finish(t, size, padding=padding) for t in totals]
     maps.append(finish(totals[0] + totals[1], size, padding=padding, shrinkage=torch.ones(size // 2 + 1)))
     return torch.stack(maps).numpy()
@@ -66,7 +65,7 @@ def in_memory(project: Project, size: int, padding: int, symmetry: str) -> np.nd
 def by_slabs(project: Project, size: int, padding: int, symmetry: str, workers: int) -> np.ndarray:
     """The same, slab by slab."""
     folds = {"half1": (0,), "half2": (1,)}
-    slabs = SlabFinishing(project, RUN, size, padding, operators(symmetry), folds, partials_name(RUN))
+    slabs = SlabFinishing(partial_sums(project, size, padding), size, padding, operators(symmetry), folds)
     slabs.create(3, {})
     run = Accumulation(project.root, workers=workers).run
     means = slabs.add_up(run)
@@ -75,7 +74,7 @@ def by_slabs(project: Project, size: int, padding: int, symmetry: str, workers: 
     slabs.make_maps(run, [MapOfGroups(i, (i,), means[i]) for i in (0, 1)])
     slabs.make_maps(run, [MapOfGroups(2, (0, 1), means[0] + means[1], torch.ones(size // 2 + 1))])
     slabs.remove()
-    return project.read(project.whole(f"{RUN}/maps"))
+    return project.read(project.whole(slabs.maps))
 
 
 def main() -> None:

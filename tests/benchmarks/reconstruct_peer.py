@@ -27,7 +27,6 @@ from torch import Tensor
 
 from cryoseg_dist.formats.mrc import create_stack, read_volume, write_volume
 from cryoseg_dist.formats.star import read_star, write_star
-from cryoseg_dist.kernels.accumulator import enforce_friedel
 from cryoseg_dist.kernels.ctf import ctf, wavelength
 from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.fourier import to_fourier, to_real
@@ -162,7 +161,7 @@ def single(folder: Path, n: int, size: int) -> Tensor:
     unit = Unit("all", {}, {}, {"half": 0, "parts": [{"ctf": transfer, "poses": poses}]})
     stage = FoldStage(Optics(PIXEL, VOLTAGE, CS, AMPLITUDE), size)
     total = stage.partial(unit, {"images/0": np.array(images)})
-    return finish(enforce_friedel(torch.from_numpy(total)), size)
+    return finish(torch.from_numpy(total), size)
 
 
 def double(folder: Path, n: int, size: int) -> Tensor:

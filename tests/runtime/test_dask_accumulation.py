@@ -12,8 +12,8 @@ import pytest
 
 from cryoseg_dist.errors import StageFailedError
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
-from cryoseg_dist.runtime.folds import partials_name
-from cryoseg_dist.schema.work import Outcome, Region
+from cryoseg_dist.runtime.partial_sums import PartialSums
+from cryoseg_dist.schema.work import Outcome
 from cryoseg_dist.store.ledger import Mark
 from cryoseg_dist.store.project import Project
 from tests.runtime.engine_stages import Noise, folds
@@ -26,10 +26,8 @@ def expected(n: int, first: int = 0) -> np.ndarray:
 
 def kept(root: Path, places: tuple[int, ...]) -> np.ndarray:
     """The sum of partial sums that are kept."""
-    project = Project(root)
-    name = partials_name("run")
-    parts = [project.read(Region(name, (i, 0, 0, 0, 0), (i + 1, 6, 6, 4, 3)))[0] for i in places]
-    return np.sum(parts, axis=0, dtype=np.float64)
+    sums = PartialSums(Project(root), "run", (6, 6, 4, 3))
+    return np.sum([sums.read(place, slice(0, 6)) for place in places], axis=0, dtype=np.float64)
 
 
 @pytest.fixture

@@ -10,16 +10,18 @@ from cryoseg_dist.kernels.accumulator import enforce_friedel
 from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.symmetrisation import reach, symmetrise
 from cryoseg_dist.kernels.symmetry import operators
-from cryoseg_dist.runtime import slab_finishing
+from cryoseg_dist.runtime import partial_sums
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
+from cryoseg_dist.runtime.partial_sums import PartialSums
 from cryoseg_dist.runtime.slab_finishing import MapOfGroups, SlabFinishing
-from cryoseg_dist.schema.work import ArraySpec
 from cryoseg_dist.store.project import Project
 
 
-def partial_sums(n_folds: int, m: int) -> np.ndarray:
+def noise(n_folds: int, m: int) -> np.ndarray:
     out = np.random.default_rng(m).normal(size=(n_folds, m, m, m // 2 + 1, 3)).astype(np.float32)
     out[..., 2] = np.abs(out[..., 2]) + 0.5
+    for total in out:
+        enforce_friedel(torch.from_numpy(total))
     return out
 
 
@@ -43,16 +45,16 @@ def test_slabs_give_the_maps_of_whole_volumes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     m, group = size * padding, operators(symmetry)
-    folds = partial_sums(5, m)
-    monkeypatch.setattr(slab_finishing, "SLAB_BYTES", planes * 12 * m * (m // 2 + 1))
+    folds = noise(5, m)
+    monkeypatch.setattr(partial_sums, "SLAB_BYTES", planes * 12 * m * (m // 2 + 1))
     project = Project(tmp_path / "P", create=True)
-    shard = (1, *folds.shape[1:])
-    dims = ("fold", "z", "y", "x", "part")
-    project.create(ArraySpec("run/folds", folds.shape, dims, "float32", shard, shard))
-    project.write(project.whole("run/folds"), folds)
+    sums = PartialSums(project, "run", folds.shape[1:])
+    sums.create(len(folds))
+    for place, total in enumerate(folds):
+        sums.write(place, total)
     # Fold 2 was set aside, and one group has its sum already.
     places = {"half1": (0, 3, 4), "half2": (1,)}
-    slabs = SlabFinishing(project, "run", size, padding, group, places, "run/folds", max_shell)
+    slabs = SlabFinishing(sums, size, padding, group, places, max_shell)
     assert len(slabs.slabs) > 1
     slabs.create(3, {})
     run = Accumulation(project.root, workers=2).run
@@ -65,14 +67,14 @@ def test_slabs_give_the_maps_of_whole_volumes(
     maps = project.read(project.whole("run/maps"))
     totals = []
     for some in places.values():
-        total = enforce_friedel(torch.from_numpy(folds[list(some)].sum(axis=0, dtype=np.float64).astype(np.float32)))
+        total = torch.from_numpy(folds[list(some)].sum(axis=0, dtype=np.float64).astype(np.float32))
         totals.append(symmetrise(total, group, size / 2, padding))
     wanted = [finish(t, size, padding=padding, max_shell=max_shell) for t in totals]
     wanted.append(finish(totals[0] + totals[1], size, padding=padding, max_shell=max_shell, shrinkage=ratio))
     for got, whole in zip(maps, wanted, strict=True):
         np.testing.assert_allclose(got, whole.numpy(), rtol=0, atol=1e-6 * float(whole.abs().max()))
     slabs.remove()
-    assert project.array_names() == ["run/folds", "run/maps"]
+    assert project.array_names() == ["run/maps"]
 
 
 def test_planes_that_symmetry_turns_into_a_slab_are_few_where_they_can_be() -> None:
