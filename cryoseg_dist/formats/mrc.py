@@ -227,15 +227,6 @@ def read_volume(path: Path) -> tuple[np.ndarray, float]:
     return np.ascontiguousarray(volume, dtype=np.float32), 1.0 if header.pixel_size is None else header.pixel_size
 
 
-def _finish_header(handle: MrcInterpreter, pixel_size: float, labels: Sequence[str]) -> None:
-    handle.voxel_size = pixel_size
-    # In float64: mrcfile's own sums overflow on float16.
-    data = np.asarray(handle.data)
-    handle.header.dmin, handle.header.dmax = data.min(), data.max()
-    handle.header.dmean, handle.header.rms = data.mean(dtype=np.float64), data.std(dtype=np.float64)
-    _write_labels(handle, labels)
-
-
 def _write_labels(handle: MrcInterpreter, labels: Sequence[str]) -> None:
     """Ten labels of eighty characters: what does not fit goes on in the next, or is cut at the end."""
     pieces = [text[i : i + LABEL_WIDTH] for text in labels for i in range(0, len(text), LABEL_WIDTH)][:LABELS]
@@ -259,7 +250,8 @@ def write_volume(path: Path, volume: np.ndarray, pixel_size: float, labels: Sequ
     partial = path.with_name(f".{path.name}.partial")
     with mrcfile.new(str(partial), data=np.ascontiguousarray(volume, dtype=np.float32), overwrite=True) as handle:
         handle.set_volume()
-        _finish_header(handle, pixel_size, labels)
+        handle.voxel_size = pixel_size
+        _write_labels(handle, labels)
     partial.replace(path)
 
 
@@ -287,7 +279,12 @@ def write_stack(path: Path, images: np.ndarray, pixel_size: float, labels: Seque
     with mrcfile.new(str(partial), data=np.ascontiguousarray(images), overwrite=True) as handle:
         if images.ndim == 3:
             handle.set_image_stack()
-        _finish_header(handle, pixel_size, labels)
+        handle.voxel_size = pixel_size
+        # In float64: mrcfile's own sums overflow on float16.
+        data = np.asarray(handle.data)
+        handle.header.dmin, handle.header.dmax = data.min(), data.max()
+        handle.header.dmean, handle.header.rms = data.mean(dtype=np.float64), data.std(dtype=np.float64)
+        _write_labels(handle, labels)
     partial.replace(path)
 
 

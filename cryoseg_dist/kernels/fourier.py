@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def to_fourier(images: Tensor, ndim: int = 2) -> Tensor:
+def to_fourier(images: Tensor, ndim: int = 2, *, centred: bool = True) -> Tensor:
     """Transform real images or volumes to half spectra.
 
     Parameters
@@ -20,20 +20,24 @@ def to_fourier(images: Tensor, ndim: int = 2) -> Tensor:
     images : Tensor, shape (..., [z,] y, x)
     ndim : int
         Number of trailing axes to transform.
+    centred : bool
+        Whether the phase origin is the centre. What does not depend on it (powers, correlations, filters by radius) takes two thirds of
+        the time with the first sample as the origin.
 
     Returns
     -------
     Tensor, complex, shape (..., [z,] y, x // 2 + 1)
     """
     axes = tuple(range(-ndim, 0))
-    return torch.fft.rfftn(torch.fft.ifftshift(images, dim=axes), dim=axes)
+    return torch.fft.rfftn(torch.fft.ifftshift(images, dim=axes) if centred else images, dim=axes)
 
 
-def to_real(spectra: Tensor, size: int, ndim: int = 2) -> Tensor:
+def to_real(spectra: Tensor, size: int, ndim: int = 2, *, centred: bool = True) -> Tensor:
     """Invert :func:`to_fourier`; ``size`` is the extent of the last real axis."""
     axes = tuple(range(-ndim, 0))
     lengths = [*spectra.shape[-ndim:-1], size]
-    return torch.fft.fftshift(torch.fft.irfftn(spectra, s=lengths, dim=axes), dim=axes)
+    images = torch.fft.irfftn(spectra, s=lengths, dim=axes)
+    return torch.fft.fftshift(images, dim=axes) if centred else images
 
 
 def frequencies(shape: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, ...]:

@@ -30,6 +30,11 @@ def fsc(a: Tensor, b: Tensor) -> Tensor:
     return curves.reshape(*lead, n // 2 + 1)
 
 
+def fsc_of_maps(a: Tensor, b: Tensor) -> Tensor:
+    """:func:`fsc` of two maps, shape (n, n, n)."""
+    return fsc(to_fourier(a, 3, centred=False), to_fourier(b, 3, centred=False))
+
+
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _products_by_shell(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Sums of ``Re(a b*)``, ``|a|^2`` and ``|b|^2`` by shell, Friedel mates counted, (3, n // 2 + 1)."""
@@ -86,11 +91,11 @@ def randomise_phases(volume: Tensor, from_shell: int, generator: torch.Generator
     Tensor, shape (n, n, n)
     """
     n = volume.shape[-1]
-    spectrum = to_fourier(volume.cpu().to(torch.float32), 3)
+    spectrum = to_fourier(volume.cpu().to(torch.float32), 3, centred=False)
     # The transform of real white noise has random phases with the symmetry of a real volume.
-    noise = to_fourier(torch.randn(volume.shape, generator=generator), 3)
+    noise = to_fourier(torch.randn(volume.shape, generator=generator), 3, centred=False)
     _take_phases(spectrum.numpy(), noise.numpy(), from_shell)
-    return to_real(spectrum, n, 3).to(volume.device)
+    return to_real(spectrum, n, 3, centred=False).to(volume.device)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from cryoseg_dist.errors import BadInputError
-from cryoseg_dist.kernels.fourier import to_fourier
-from cryoseg_dist.kernels.fsc import corrected_fsc, crossing, fsc, randomise_phases
+from cryoseg_dist.kernels.fsc import corrected_fsc, crossing, fsc_of_maps, randomise_phases
 
 # Largest subsets that the line is drawn through: at low resolution the molecule's form bends the curve.
 _FITTED = 4
@@ -93,11 +92,11 @@ def masked_resolution(
 ) -> float:
     """Resolution in A at which the corrected FSC within a mask falls below 0.143."""
     n = half1.shape[-1]
-    start = int(crossing(fsc(to_fourier(half1, 3), to_fourier(half2, 3)), randomise_below)) + 1
+    start = int(crossing(fsc_of_maps(half1, half2), randomise_below)) + 1
     generator = torch.Generator().manual_seed(seed)
-    masked = fsc(to_fourier(half1 * mask, 3), to_fourier(half2 * mask, 3))
-    random = [to_fourier(randomise_phases(h, start, generator) * mask, 3) for h in (half1, half2)]
-    return n * pixel_size / crossing(corrected_fsc(masked, fsc(*random), start), 0.143)
+    masked = fsc_of_maps(half1 * mask, half2 * mask)
+    random = [randomise_phases(h, start, generator) * mask for h in (half1, half2)]
+    return n * pixel_size / crossing(corrected_fsc(masked, fsc_of_maps(*random), start), 0.143)
 
 
 def particle_curve(

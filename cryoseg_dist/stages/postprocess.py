@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.kernels.fourier import to_fourier, to_real
-from cryoseg_dist.kernels.fsc import corrected_fsc, crossing, fsc, randomise_phases, resolution
+from cryoseg_dist.kernels.fsc import corrected_fsc, crossing, fsc_of_maps, randomise_phases, resolution
 from cryoseg_dist.kernels.mask import soft_sphere, solvent_mask
 from cryoseg_dist.kernels.sharpen import Guinier, apply_b_factor, guinier, low_pass_shell, weight_by_fsc
 from cryoseg_dist.schema.settings import Settings
@@ -82,7 +82,7 @@ def automatic_mask(volume: Tensor, pixel_size: float, settings: PostprocessSetti
     """
     n = volume.shape[-1]
     cutoff = n * pixel_size / max(settings.mask_low_pass, 2.0 * pixel_size)
-    smooth = to_real(low_pass_shell(to_fourier(volume, 3), cutoff), n, 3)
+    smooth = to_real(low_pass_shell(to_fourier(volume, 3, centred=False), cutoff), n, 3, centred=False)
     radius = n / 2 if diameter is None else min(0.5 * diameter / pixel_size, n / 2)
     ball = soft_sphere(n, radius, 0.0)
     threshold = settings.mask_threshold
@@ -144,24 +144,20 @@ def postprocess(
         if float(mask.max()) == 0.0:
             radius = n / 2 if diameter is None else 0.5 * diameter / pixel_size
             mask = soft_sphere(n, min(radius, n / 2 - settings.mask_edge), settings.mask_edge)
-    unmasked = fsc(to_fourier(half1, 3), to_fourier(half2, 3))
-    masked = fsc(to_fourier(half1 * mask, 3), to_fourier(half2 * mask, 3))
+    unmasked, masked = fsc_of_maps(half1, half2), fsc_of_maps(half1 * mask, half2 * mask)
     start = int(crossing(unmasked, settings.randomise_below)) + 1
     generator = torch.Generator().manual_seed(settings.seed)
-    randomised = fsc(
-        to_fourier(randomise_phases(half1, start, generator) * mask, 3),
-        to_fourier(randomise_phases(half2, start, generator) * mask, 3),
-    )
+    randomised = fsc_of_maps(*(randomise_phases(half, start, generator) * mask for half in (half1, half2)))
     corrected = corrected_fsc(masked, randomised, start)
     shell = crossing(corrected, 0.143)
     limit = n * pixel_size / shell
 
-    spectrum = weight_by_fsc(to_fourier(average, 3), corrected)
+    spectrum = weight_by_fsc(to_fourier(average, 3, centred=False), corrected)
     plot = guinier(spectrum, pixel_size, settings.b_factor_low_resolution, limit)
     b_factor = settings.b_factor if settings.b_factor is not None else (plot.b_factor if plot else None)
     if b_factor is not None:
         spectrum = apply_b_factor(spectrum, pixel_size, b_factor)
-    sharpened = to_real(low_pass_shell(spectrum, shell), n, 3)
+    sharpened = to_real(low_pass_shell(spectrum, shell), n, 3, centred=False)
     return PostprocessResult(
         sharpened=sharpened,
         unsharpened=average,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cryoseg_dist.kernels.finishing import finish
 from cryoseg_dist.kernels.fourier import shells, to_fourier, to_real
-from cryoseg_dist.kernels.fsc import crossing, fsc
+from cryoseg_dist.kernels.fsc import crossing, fsc_of_maps
 from cryoseg_dist.kernels.mask import soft_sphere
 from cryoseg_dist.kernels.orientation_grid import angular_step, n_orientations, random_perturbation, rim_displacement
 from cryoseg_dist.kernels.sharpen import low_pass_shell
@@ -216,7 +216,7 @@ def particle_sphere(size: int, pixel_size: float, diameter: float) -> Tensor:
 def masked_fsc(half1: Tensor, half2: Tensor, pixel_size: float, diameter: float) -> Tensor:
     """FSC of two half maps inside the particle's sphere, float64, shape (n // 2 + 1,)."""
     sphere = particle_sphere(half1.shape[-1], pixel_size, diameter)
-    return fsc(to_fourier(half1 * sphere, 3), to_fourier(half2 * sphere, 3))
+    return fsc_of_maps(half1 * sphere, half2 * sphere)
 
 
 def maximize(
