@@ -1,13 +1,12 @@
 """The settings of a whole run: a TOML file, the environment and flags, checked all at once."""
 
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from cryoseg_dist.errors import BadInputError, SettingsError
@@ -257,10 +256,10 @@ def toml_literal(value: Any) -> str:
     return repr(value)
 
 
-def section_model(field: FieldInfo) -> type[BaseModel]:
+def section_model(field: FieldInfo) -> type[Settings]:
     """The settings class of a section."""
     annotation = field.annotation
-    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+    if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
         raise TypeError(f"{field} is no section of settings")
     return annotation
 
@@ -275,10 +274,10 @@ def commented_toml(values: Mapping[str, Mapping[str, Any]] | None = None) -> str
     for section, field in RunSettings.model_fields.items():
         model = section_model(field)
         doc = (model.__doc__ or "").strip().splitlines()[0]
+        meanings = model.meanings()
         lines += ["", f"# {doc}", f"[{section}]"]
         for name, info in model.model_fields.items():
-            text = re.sub(r"\s+", " ", info.description or "").replace("``", "")
-            lines.append(f"# {text}{choices(info)}")
+            lines.append(f"# {meanings[name].replace('``', '')}{choices(info)}")
             if name in given.get(section, {}):
                 lines.append(f"{name} = {toml_literal(given[section][name])}")
             elif info.is_required():
