@@ -36,16 +36,17 @@ from cryoseg_dist.store.ledger import Ledger, Mark
 
 # Images of a fold at most: what an interruption can cost.
 FOLD_IMAGES = 16384
-# Images of a fold for each pixel of the box, at least: to keep the sum of fewer takes longer than to make it.
-IMAGES_A_PIXEL = 10
+# Images of a fold for each pixel of the box, at least: to keep the sum of fewer takes longer than to make it. Where every worker has a
+# fold, more folds only even out the work, which may cost a quarter of it.
+IMAGES_A_PIXEL, IMAGES_TO_EVEN_OUT = 10, 40
 
 
 def folds_a_group(n_images: int, n_groups: int, size: int, workers: int, folds_per_worker: int | None) -> int:
     """Folds of each of some groups of particles, which all workers share."""
-    wanted = -(-(folds_per_worker or 2) * workers // n_groups)
-    if folds_per_worker is None:
-        wanted = min(wanted, n_images // (n_groups * IMAGES_A_PIXEL * size))
-    return max(1, wanted)
+    if folds_per_worker is not None:
+        return max(1, -(-folds_per_worker * workers // n_groups))
+    ways = ((1, IMAGES_A_PIXEL), (2, IMAGES_TO_EVEN_OUT))
+    return max(1, *(min(-(-n * workers // n_groups), n_images // (n_groups * least * size)) for n, least in ways))
 
 
 def plan_folds(

@@ -71,7 +71,7 @@ class ReconstructSettings(Settings):
     split_every: int = Field(default=4, ge=2)
     """Partial sums merged at once."""
     folds_per_worker: int | None = Field(default=None, ge=1)
-    """Partial sums a worker makes; when not given two, or fewer where keeping them would take longer than making them."""
+    """Partial sums a worker makes; when not given two, or fewer where keeping them would take long beside making them."""
     half_maps: bool = True
     """Write half1.mrc and half2.mrc, as RELION and cryoSPARC do; the FSC needs the half maps in any case."""
 

@@ -26,7 +26,9 @@ def test_folds_take_as_many_threads_as_memory_leaves_without_one(room: int, fold
     [
         (300, 256, 2, None, 1),  # To keep two sums would take longer than to make one.
         (100_000, 128, 2, None, 2),  # Two a worker.
-        (100_000, 128, 64, None, 39),  # As many as have 1,280 images.
+        (10_000, 128, 2, None, 1),  # One a worker: to keep four sums would take a third of the time.
+        (100_000, 128, 64, None, 32),  # One a worker.
+        (50_000, 128, 64, None, 19),  # As many as have 1,280 images.
         (300, 256, 2, 50, 50),  # As it was asked for.
     ],
 )
