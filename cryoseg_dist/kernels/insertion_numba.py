@@ -87,19 +87,28 @@ def _add_to_lines(typing: Any, flat: Any, places: Any, shares: Any, values: Any,
 
 
 @intrinsic
-def _write_record(typing: Any, records: Any, at: Any, values: Any) -> Any:
-    """``records[at + c] = values[c]`` for six ``c``, in two stores."""
+def _copy_record(typing: Any, target: Any, to: Any, source: Any, at: Any) -> Any:
+    """``target[to + c] = source[at + c]`` for six ``c``, in two loads and two stores."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array, at, held = arguments
-        items = [builder.extract_value(held, c) for c in range(RECORD)]
-        for first, some in ((0, items[:4]), (4, items[4:])):
-            place = builder.add(at, ir.Constant(at.type, first))
-            pointer = _pointer(context, builder, signature.args[0], array, place, len(some))
-            builder.store(_packed(builder, some), pointer).align = 4
+        for first, lanes in ((0, 4), (4, RECORD - 4)):
+            into, held = (
+                _pointer(
+                    context,
+                    builder,
+                    signature.args[i],
+                    arguments[i],
+                    builder.add(arguments[i + 1], ir.Constant(arguments[i + 1].type, first)),
+                    lanes,
+                )
+                for i in (0, 2)
+            )
+            value = builder.load(held)
+            value.align = 4
+            builder.store(value, into).align = 4
         return context.get_dummy_value()
 
-    return types.void(records, at, values), generate
+    return types.void(target, to, source, at), generate
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -167,8 +176,7 @@ def _sort_pixels(
     half, bend, one = np.int32(extent // 2), np.float32(curvature), np.float32(1.0)
     step, size = np.uint64(columns.shape[0]), columns.shape[0]
     mask_y, mask_x = np.int32((1 << (bits[0] - bits[1])) - 1), np.int32((1 << bits[1]) - 1)
-    x, y, z = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
-    re, im, wt = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
+    row = np.empty(RECORD * size, np.float32)
     for q in range(rotations.shape[0]):
         ax, ay, az = rotations[q, 0, 0], rotations[q, 0, 1], rotations[q, 0, 2]
         cx, cy, cz = rotations[q, 2, 0], rotations[q, 2, 1], rotations[q, 2, 2]
@@ -186,22 +194,24 @@ def _sort_pixels(
                 # The side and the brick are those that were found: another rounding here changes neither.
                 sign = -one if place[j] & 1 else one
                 brick = place[j] >> 1
-                x[j] = sign * (ax * fx + bx + cx * depth) - np.float32((brick & mask_x) << WIDE)
-                y[j] = sign * (ay * fx + by + cy * depth) - np.float32((((brick >> bits[1]) & mask_y) << HIGH) - half)
-                z[j] = sign * (az * fx + bz + cz * depth) - np.float32(((brick >> bits[0]) << DEEP) - half)
+                x = sign * (ax * fx + bx + cx * depth) - np.float32((brick & mask_x) << WIDE)
+                y = sign * (ay * fx + by + cy * depth) - np.float32((((brick >> bits[1]) & mask_y) << HIGH) - half)
+                z = sign * (az * fx + bz + cz * depth) - np.float32(((brick >> bits[0]) << DEEP) - half)
                 p_re, p_im = phase_x[phase_re + j], phase_x[phase_im + j]
                 t_re, t_im = p_re * turn_re - p_im * turn_im, p_re * turn_im + p_im * turn_re
                 v_re, v_im = images[np.uint64(2) * (base + j)], images[np.uint64(2) * (base + j) + np.uint64(1)]
-                re[j] = v_re * t_re - v_im * t_im
-                im[j] = sign * (v_re * t_im + v_im * t_re)
-                wt[j] = weights[base + j] * share
+                at = np.uint64(RECORD) * j
+                row[at], row[at + np.uint64(1)], row[at + np.uint64(2)] = x, y, z
+                row[at + np.uint64(3)] = v_re * t_re - v_im * t_im
+                row[at + np.uint64(4)] = sign * (v_re * t_im + v_im * t_re)
+                row[at + np.uint64(5)] = weights[base + j] * share
             i = np.uint64(0)
             while i < n:
                 # Neighbours mostly lie in one brick.
                 brick = place[i] >> 1
                 end = ends[brick]
                 while i < n and place[i] >> 1 == brick:
-                    _write_record(records, RECORD * end, (x[i], y[i], z[i], re[i], im[i], wt[i]))
+                    _copy_record(records, RECORD * end, row, np.int64(RECORD) * np.int64(i))
                     end += 1
                     i += np.uint64(1)
                 ends[brick] = end
