@@ -4,11 +4,12 @@ Plain arithmetic on the box, so that what does not fit is refused with its figur
 The model counts arrays that live together; a process needs ``PROCESS`` beside them.
 """
 
+import math
 from dataclasses import dataclass
 
 from cryoseg_dist.errors import SettingsError
 from cryoseg_dist.formats.memory import free_bytes
-from cryoseg_dist.kernels.insertion_numba import PIXEL_BYTES, pixels_at_once
+from cryoseg_dist.kernels.insertion_numba import PIXEL_BYTES, poses_at_once
 from cryoseg_dist.runtime.partial_sums import SLAB_BYTES
 
 GIB = 2**30
@@ -113,7 +114,9 @@ def slab_finishing_bytes(size: int, padding: int, *, threads: int) -> int:
 
 
 def _batch_bytes(size: int, padding: int) -> int:
-    return PIXEL_BYTES * pixels_at_once(size * padding)
+    # A disc of half the Fourier pixels, some of whose rows begin one sooner.
+    n_pixels = math.ceil(math.pi / 8 * size**2) + size
+    return PIXEL_BYTES * n_pixels * poses_at_once(size * padding, n_pixels)
 
 
 def _slab_bytes(size: int, padding: int) -> int:

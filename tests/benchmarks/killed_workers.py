@@ -23,7 +23,7 @@ import torch
 from cryoseg_dist.kernels.so3 import random_rotations
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
 from cryoseg_dist.runtime.dask_on_ray import DaskOnRay
-from cryoseg_dist.runtime.folds import partials_name
+from cryoseg_dist.runtime.partial_sums import PartialSums
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import ArraySpec, Region, Unit
 from cryoseg_dist.stages.reconstruct import FoldStage
@@ -77,14 +77,9 @@ def simulated(project: Project, folds: int, images: int) -> dict[str, list[Unit]
     return groups
 
 
-def kept(project: Project, run: str, places: Mapping[str, tuple[int, ...]]) -> list[np.ndarray]:
+def kept(sums: PartialSums, places: Mapping[str, tuple[int, ...]]) -> list[np.ndarray]:
     """The sum of each group."""
-    out = []
-    for some in places.values():
-        shape = project.shape(partials_name(run))[1:]
-        parts = [Region(partials_name(run), (i, 0, 0, 0, 0), (i + 1, *shape)) for i in some]
-        out.append(np.sum([project.read(p)[0].astype(np.float64) for p in parts], axis=0))
-    return out
+    return [sums.added(some, slice(0, sums.shape[0])) for some in places.values()]
 
 
 def main() -> None:
@@ -105,7 +100,8 @@ def main() -> None:
         groups = simulated(project, given.folds, given.images)
         (root / "notes").mkdir()
         stage = Noted(FoldStage(OPTICS, SIZE, 2), str(root / "notes"))
-        whole = kept(project, "whole", Accumulation(root, workers=2).keep(stage, groups, "whole"))
+        calm, struck = (PartialSums(project, run, stage.partial_shape) for run in ("whole", "killed"))
+        whole = kept(calm, Accumulation(root, workers=2).keep(stage, groups, calm.run))
         shutil.rmtree(root / "notes")
         (root / "notes").mkdir()
         with DaskOnRay(given.workers) as dask:
@@ -121,14 +117,14 @@ def main() -> None:
             killer.start()
             accumulate = Accumulation(root, address=dask.address, security=dask.security)
             started = time.perf_counter()
-            places = accumulate.keep(stage, groups, "killed")
+            places = accumulate.keep(stage, groups, struck.run)
             seconds = time.perf_counter() - started
             killer.join()
-        marks = Ledger(project.ledger_path("killed")).load()
+        marks = Ledger(project.ledger_path(struck.run)).load()
         work = sum(mark.seconds for mark in marks.values())
         started_folds = len(list((root / "notes").iterdir()))
         again = started_folds - len(marks)
-        sums = kept(project, "killed", places)
+        sums = kept(struck, places)
         worst = max(np.abs(a - b).max() / np.abs(a).max() for a, b in zip(whole, sums, strict=True))
         print(f"{given.workers} workers, {given.kill} killed, {given.folds} folds, {seconds:.1f} s")
         print(f"folds started {started_folds}, in the ledger {len(marks)} ({work:.1f} s of work)")

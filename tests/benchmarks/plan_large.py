@@ -19,8 +19,8 @@ from cryoseg_dist.kernels.so3 import random_rotations
 from cryoseg_dist.kernels.symmetry import operators
 from cryoseg_dist.pipeline.from_star import FOLD_IMAGES
 from cryoseg_dist.runtime.dask_accumulation import Accumulation
-from cryoseg_dist.runtime.folds import partials_name
 from cryoseg_dist.runtime.memory import folding_bytes, padded_bytes, slab_finishing_bytes
+from cryoseg_dist.runtime.partial_sums import PartialSums
 from cryoseg_dist.runtime.slab_finishing import MapOfGroups, SlabFinishing
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import ArraySpec, Region, Unit
@@ -71,7 +71,8 @@ def main() -> None:
         accumulate = Accumulation(root, workers=1)
         places = accumulate.keep(stage, {"half1": [unit]}, "plan")
         started = time.process_time()
-        slabs = SlabFinishing(project, "plan", small, given.padding, operators("C1"), places, partials_name("plan"))
+        sums = PartialSums(project, "plan", stage.partial_shape)
+        slabs = SlabFinishing(sums, small, given.padding, operators("C1"), places)
         slabs.create(1, {})
         (mean,) = slabs.add_up(accumulate.run)
         slabs.make_maps(accumulate.run, [MapOfGroups(0, (0,), mean)])
@@ -87,8 +88,7 @@ def main() -> None:
     folds = 2 * max(FOLDS_A_WORKER * given.workers // 2, -(-given.particles // (2 * FOLD_IMAGES)))
     pixels = 2 * given.particles * given.size**2
     hours = given.particles / (rate * given.workers) / 3600
-    # Three maps, two of them made twice.
-    finish = (5 * ending + 2 * folds * volume / reading) / given.workers / 3600
+    finish = (3 * ending + 2 * folds * volume / reading) / given.workers / 3600
     print(f"{given.particles} particles of {given.size} px on {given.workers} workers")
     print(
         f"  images read once       {pixels / 1e12:.2f} TB, {pixels / hours / 3600 / 1e9:.2f} GB/s in all while folds run"
