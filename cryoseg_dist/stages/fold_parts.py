@@ -1,5 +1,6 @@
 """What a fold reads: parts that come while others are worked on, joined to batches of one size."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -19,7 +20,7 @@ Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def parts_of(unit: Unit, inputs: Mapping[str, np.ndarray]) -> Iterator[Part]:
-    """Images, columns of their transfer, and poses of each part; the next is read while one is worked on."""
+    """Images, columns of their transfer, and poses of each part; the next are read while one is worked on."""
     parts = unit.parameters["parts"]
 
     def read(i: int) -> Part:
@@ -28,21 +29,15 @@ def parts_of(unit: Unit, inputs: Mapping[str, np.ndarray]) -> Iterator[Part]:
         poses = inputs[f"poses/{i}"][0, : len(images)] if f"poses/{i}" in inputs else parts[i]["poses"]
         return images, np.asarray(parts[i]["ctf"], dtype=np.float32), np.asarray(poses, dtype=np.float32)
 
-    with ThreadPoolExecutor(1) as reader:
-        coming = [reader.submit(read, i) for i in range(min(AHEAD, len(parts)))]
-        for i in range(len(parts)):
-            part = coming.pop(0).result()
-            if i + AHEAD < len(parts):
-                coming.append(reader.submit(read, i + AHEAD))
-            yield part
+    return ahead(map(read, range(len(parts))), 1, AHEAD)
 
 
-def ahead(items: Iterator[T], threads: int) -> Iterator[T]:
-    """The items, the next of which is made while one is worked on: by a thread, for which torch starts ``threads`` in all."""
+def ahead(items: Iterator[T], threads: int, depth: int = 1) -> Iterator[T]:
+    """The items, the next ``depth`` of which are made while one is worked on: by a thread, for which torch starts ``threads`` in all."""
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as maker:
-        coming = maker.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = maker.submit(next, items, None)
+        coming = deque(maker.submit(next, items, None) for _ in range(depth))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(maker.submit(next, items, None))
             yield item
 
 
