@@ -131,7 +131,7 @@ class SlabFinishing:
         """Step 1: the mean weight by padded shell of each group."""
         several = [group for group, places in enumerate(self.folds.values()) if len(places) > 1]
         run([partial(self._add, group, some) for group in several for some in self.slabs])
-        return [self.partials.mean_weight(places) for places in self.folds.values()]
+        return run([partial(self.partials.mean_weight, places) for places in self.folds.values()])
 
     def complete(self, run: Run) -> list[Tensor]:
         """Step 2: the same after symmetry."""
