@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
+import scipy
 import torch
-from scipy import optimize
 
 from cryoseg_dist.errors import BadInputError
 from cryoseg_dist.kernels.ctf import aberration_phase, wavelength
@@ -335,7 +335,7 @@ def _refined(problem: _Problem, start: CtfParameters, search: CtfSearch) -> CtfP
         return -problem.score(ctf) + 1e-3 * beyond
 
     options = {"initial_simplex": simplex, "xatol": 1.0, "fatol": 1e-6, "maxfev": 400}
-    best = optimize.minimize(cost, x0, method="Nelder-Mead", options=options)
+    best = scipy.optimize.minimize(cost, x0, method="Nelder-Mead", options=options)
     ctf = parameters(best.x)
     score = problem.score(ctf)
     return replace(ctf, score=score, significance=score * math.sqrt(np.count_nonzero(problem.polar.counts)))

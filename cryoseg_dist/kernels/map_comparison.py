@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy import optimize
 from torch import Tensor
 
 from cryoseg_dist.kernels.alignment import align, ball_points, centred_on_mass, mirror, rotate_map, sample_rotated
@@ -137,7 +137,7 @@ class _Fit:
         start = np.array([0.0, 0.0, 0.0, *shift_px])
         reach = np.array([step] * 3 + [1.5] * 3)
         bounds = list(zip(start - reach, start + reach, strict=True))
-        found = optimize.minimize(
+        found = scipy.optimize.minimize(
             lambda p: -self.score(p), start, method="Powell", bounds=bounds, options={"xtol": 0.01, "ftol": 1e-5}
         )
         x, y, z = (float(v) for v in found.x[3:])

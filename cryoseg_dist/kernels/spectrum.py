@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.interpolate import BSpline
 from torch import Tensor
 
 from cryoseg_dist.errors import BadInputError
@@ -215,7 +215,7 @@ def smooth_basis(x: np.ndarray, n_functions: int) -> np.ndarray:
     inner = np.linspace(0.0, 1.0, n_functions - 2) ** 1.5
     knots = np.concatenate([np.zeros(3), inner, np.ones(3)])
     unit = (x - x[0]) / (x[-1] - x[0])
-    return BSpline.design_matrix(unit, knots, 3).toarray()
+    return scipy.interpolate.BSpline.design_matrix(unit, knots, 3).toarray()
 
 
 def background(polar: PolarSpectrum, n_functions: int = 9) -> np.ndarray:

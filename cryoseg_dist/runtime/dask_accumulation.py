@@ -12,11 +12,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import dask
-import dask.array as da
+import dask.threaded
 import numpy as np
 import torch
 from dask.delayed import Delayed, delayed
@@ -28,6 +28,9 @@ from cryoseg_dist.runtime.partial_sums import PartialSums
 from cryoseg_dist.schema.work import Outcome, Unit
 from cryoseg_dist.store.ledger import Ledger, Mark
 from cryoseg_dist.store.project import Project
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class Accumulation:
         with _told_in_one_line():
             if client is None:
                 with _threads(self.workers) as pool:
-                    return list(dask.compute(*calls, scheduler="threads", pool=pool))
+                    return list(dask.compute(*calls, scheduler=dask.threaded.get, pool=pool))
             from distributed import as_completed
 
             futures = client.compute(list(calls))
@@ -197,8 +200,10 @@ class Accumulation:
         client.subscribe_topic(topic, lambda event: desk.take(Mark.from_json(event[1])))
         return client, ToScheduler(topic)
 
-    def _merged(self, folds: Sequence[Delayed], shape: tuple[int, ...]) -> da.Array:
+    def _merged(self, folds: Sequence[Delayed], shape: tuple[int, ...]) -> "da.Array":
         """Slabs of the total, each merged in a tree of fixed order."""
+        import dask.array as da
+
         rows = -(-shape[0] // self.slabs)
         blocks = []
         for low in range(0, shape[0], rows):
@@ -228,10 +233,12 @@ def _threads(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _compute(client: Any, arrays: list[da.Array], targets: list[np.ndarray], workers: int) -> None:
+def _compute(client: Any, arrays: list["da.Array"], targets: list[np.ndarray], workers: int) -> None:
     """Compute all arrays together, each slab into its place in the target."""
     if client is None:
-        with _threads(workers) as pool, dask.config.set(scheduler="threads", pool=pool):
+        import dask.array as da
+
+        with _threads(workers) as pool, dask.config.set(scheduler=dask.threaded.get, pool=pool):
             da.store(arrays, targets, lock=False)
         return
     for array, target in zip(client.persist(arrays), targets, strict=True):
