@@ -29,13 +29,14 @@ from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.stages.reconstruct import relative_regularisation
 from cryoseg_dist.stages.refine_expectation import Sampling
 
-# Starts without symmetry, and of cubic groups; a cyclic or dihedral group of so many operators or more needs one.
-STARTS = 8
+# Starts without symmetry, and of cubic groups; a cyclic or dihedral group needs fewer by its order, but some starts always end in a wrong
+# map.
+STARTS, LEAST_STARTS = 8, 4
 # Resolutions in A of the first and the last iteration, and particles of the first batch.
 FIRST, LAST, BATCH = 35.0, 15.0, 300
 # The same for cubic groups, resolutions in units of what a step of the finer grid moves at the particle's rim.
 CUBIC_FIRST, CUBIC_LAST, CUBIC_BATCH = 1.75, 1.0, 100
-# Shares of the iterations after which half of the starts are given up.
+# Shares of the iterations after which half of the starts are given up: late, for likelihoods tell right from wrong at 22 A, not at 30.
 HALVINGS = (0.3, 0.45, 0.6)
 # Iterations that likelihoods are averaged over, and the gain between two such spans that is worth going on for.
 SPAN, GAIN = 5, 0.01
@@ -106,7 +107,7 @@ class Schedule:
 
 def schedule_for(symmetry: str, diameter: float, settings: AbinitioSettings) -> Schedule:
     """Starts, batches and resolutions for a point group and a diameter in A."""
-    starts, batch, first, last = max(1, STARTS // operators(symmetry).shape[0]), BATCH, FIRST, LAST
+    starts, batch, first, last = max(LEAST_STARTS, STARTS // operators(symmetry).shape[0]), BATCH, FIRST, LAST
     if is_cubic(symmetry):
         rim = rim_displacement(0.5 * angular_step(settings.order), diameter)
         starts, batch, first, last = STARTS, CUBIC_BATCH, CUBIC_FIRST * rim, CUBIC_LAST * rim
@@ -168,10 +169,11 @@ def surviving(iteration: int, likelihoods: Sequence[Sequence[float]], settings: 
     likelihoods : sequence of sequence of float
         Of each start that is still alive, one an iteration.
     """
-    n = len(likelihoods)
-    last = iteration >= round(HALVINGS[-1] * settings.iterations)
-    halve = any(iteration == round(share * settings.iterations) for share in HALVINGS)
-    keep = 1 if last else -(-n // 2) if halve else n
+    n, ends = len(likelihoods), [round(share * settings.iterations) for share in HALVINGS]
+    to_come = sum(iteration < end for end in ends)
+    # As many as the halvings to come bring down to one.
+    halve = iteration in ends and n > 2**to_come
+    keep = 1 if to_come == 0 else -(-n // 2) if halve else n
     recent = [float(np.mean(values[-SPAN:])) for values in likelihoods]
     return sorted(sorted(range(n), key=lambda i: (-recent[i], i))[:keep])
 

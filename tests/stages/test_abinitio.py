@@ -5,7 +5,7 @@ from cryoseg_dist.stages.abinitio import AbinitioSettings, sampling, schedule_fo
 from cryoseg_dist.stages.refine import RefineSettings, initial_low_pass
 
 
-@pytest.mark.parametrize(("symmetry", "n"), [("C1", 8), ("C2", 4), ("D2", 2), ("D7", 1), ("O", 8), ("I", 8)])
+@pytest.mark.parametrize(("symmetry", "n"), [("C1", 8), ("C2", 4), ("D2", 4), ("D7", 4), ("O", 8), ("I", 8)])
 def test_little_symmetry_and_balls_need_more_starts(symmetry: str, n: int) -> None:
     assert schedule_for(symmetry, 130.0, AbinitioSettings()).starts == n
     assert schedule_for(symmetry, 130.0, AbinitioSettings(starts=3)).starts == 3
@@ -60,6 +60,10 @@ def test_half_of_the_starts_are_given_up_at_a_time() -> None:
     assert surviving(17, likelihoods, settings) == [3]
     # Equal starts: the first.
     assert surviving(12, [[1.0], [1.0]], settings) == [0]
+    # Few are given up late: what tells right from wrong is not seen before.
+    assert surviving(6, likelihoods[:4], settings) == [0, 1, 2, 3]
+    assert surviving(9, likelihoods[:4], settings) == [1, 3]
+    assert surviving(9, likelihoods[:2], settings) == [0, 1]
 
 
 def test_iterations_go_on_while_the_likelihood_grows() -> None:
