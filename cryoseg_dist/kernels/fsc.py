@@ -24,7 +24,7 @@ def fsc(a: Tensor, b: Tensor) -> Tensor:
     n, lead = a.shape[-2], a.shape[:-3]
     shape = (-1, *a.shape[-3:])
     pairs = zip(a.cpu().reshape(shape).numpy(), b.cpu().reshape(shape).numpy(), strict=True)
-    sums = torch.from_numpy(np.stack([_products_by_shell(x, y) for x, y in pairs])).to(a.device)
+    sums = torch.from_numpy(np.stack([products_by_shell(x, y) for x, y in pairs])).to(a.device)
     cross, power = sums[:, 0], sums[:, 1] * sums[:, 2]
     curves = torch.where(power > 0, cross / power.sqrt().clamp(min=torch.finfo(torch.float64).tiny), 0.0)
     return curves.reshape(*lead, n // 2 + 1)
@@ -36,10 +36,15 @@ def fsc_of_maps(a: Tensor, b: Tensor) -> Tensor:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _products_by_shell(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Sums of ``Re(a b*)``, ``|a|^2`` and ``|b|^2`` by shell, Friedel mates counted, (3, n // 2 + 1)."""
+def products_by_shell(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sums by shell of ``Re(a b*)``, ``|a|^2``, ``|b|^2`` and one, Friedel mates counted, float64, (4, n // 2 + 1).
+
+    Parameters
+    ----------
+    a, b : ndarray, complex, shape (n, n, n // 2 + 1)
+    """
     n, width = a.shape[0], a.shape[2]
-    out = np.zeros((3, n // 2 + 1))
+    out = np.zeros((4, n // 2 + 1))
     for iz in range(n):
         z = iz if 2 * iz < n else iz - n
         for iy in range(n):
@@ -53,6 +58,7 @@ def _products_by_shell(a: np.ndarray, b: np.ndarray) -> np.ndarray:
                 out[0, shell] += times * (p.real * q.real + p.imag * q.imag)
                 out[1, shell] += times * (p.real * p.real + p.imag * p.imag)
                 out[2, shell] += times * (q.real * q.real + q.imag * q.imag)
+                out[3, shell] += times
     return out
 
 

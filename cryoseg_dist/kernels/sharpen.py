@@ -3,12 +3,11 @@
 import math
 from dataclasses import dataclass
 
-import numba
-import numpy as np
 import torch
 from torch import Tensor
 
 from cryoseg_dist.kernels.fourier import radius, shells
+from cryoseg_dist.kernels.fsc import products_by_shell
 
 # Logarithms of amplitudes at or below this are those of shells without power.
 LOWEST_LOGARITHM = -350.0
@@ -39,28 +38,9 @@ class Guinier:
 
 def log_amplitude(spectrum: Tensor) -> Tensor:
     """Natural logarithm of each shell's root mean square amplitude, float64, shape (n // 2 + 1,), on the processor."""
-    power, count = _power_by_shell(spectrum.cpu().contiguous().numpy())
+    values = spectrum.cpu().contiguous().numpy()
+    _, power, _, count = products_by_shell(values, values)
     return 0.5 * torch.log(torch.from_numpy(power / count).clamp(min=torch.finfo(torch.float64).tiny))
-
-
-@numba.njit(nogil=True, cache=True, fastmath=True)
-def _power_by_shell(spectrum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the squares, and number, of the samples of each shell, Friedel mates counted."""
-    n, width = spectrum.shape[0], spectrum.shape[2]
-    power, count = np.zeros(n // 2 + 1), np.zeros(n // 2 + 1)
-    for iz in range(n):
-        z = iz if 2 * iz < n else iz - n
-        for iy in range(n):
-            y = iy if 2 * iy < n else iy - n
-            for x in range(width):
-                shell = int(np.sqrt(np.float32(x * x + y * y + z * z)) + np.float32(0.5))
-                if shell > n // 2:
-                    break
-                times = 1.0 if x == 0 or 2 * x == n else 2.0
-                value = spectrum[iz, iy, x]
-                power[shell] += times * (value.real * value.real + value.imag * value.imag)
-                count[shell] += times
-    return power, count
 
 
 def guinier(spectrum: Tensor, pixel_size: float, low_resolution: float, high_resolution: float) -> Guinier | None:

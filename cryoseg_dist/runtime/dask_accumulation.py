@@ -2,7 +2,7 @@
 
 One fold makes the partial sum of a group of particles. Sums in memory, for the iterations of a refinement, are merged slab by
 slab in a tree whose order is fixed by the folds' order, so the result does not depend on scheduling. Partial sums that are kept
-in the store, for a reconstruction, are checkpoints; :mod:`~cryoseg_dist.runtime.slab_finishing` reads them once, in order.
+in the store, for a reconstruction, are checkpoints; :mod:`~cryoseg_dist.runtime.slab_finishing` adds them in order.
 All groups (half sets, classes) are one computation.
 """
 

@@ -29,9 +29,8 @@ from cryoseg_dist.schema.settings import Settings
 from cryoseg_dist.stages.reconstruct import relative_regularisation
 from cryoseg_dist.stages.refine_expectation import Sampling
 
-# Starts without symmetry, and of cubic groups; a cyclic or dihedral group needs fewer by its order, but some starts always end in a wrong
-# map.
-STARTS, LEAST_STARTS = 8, 4
+# Starts without symmetry and of cubic groups, and of cyclic and dihedral groups: some end in a wrong map whatever the group.
+STARTS, FEWER_STARTS = 8, 4
 # Resolutions in A of the first and the last iteration, and particles of the first batch.
 FIRST, LAST, BATCH = 35.0, 15.0, 300
 # The same for cubic groups, resolutions in units of what a step of the finer grid moves at the particle's rim.
@@ -50,7 +49,7 @@ class AbinitioSettings(Settings):
     batch: int | None = Field(default=None, ge=10)
     """Particles a batch in the first iteration, three times as many in the last; when not given 300, or 100 for T, O and I."""
     starts: int | None = Field(default=None, ge=1, le=64)
-    """Independent starts, of which the likeliest is taken; when not given eight without symmetry and for T, O and I, else fewer."""
+    """Independent starts, of which the likeliest is taken; when not given eight without symmetry and for T, O and I, else four."""
     first_resolution: float | None = Field(default=None, gt=0)
     """Resolution in A of the first iteration; when not given 35, or for T, O and I 0.115 of the diameter."""
     last_resolution: float | None = Field(default=None, gt=0)
@@ -107,7 +106,8 @@ class Schedule:
 
 def schedule_for(symmetry: str, diameter: float, settings: AbinitioSettings) -> Schedule:
     """Starts, batches and resolutions for a point group and a diameter in A."""
-    starts, batch, first, last = max(LEAST_STARTS, STARTS // operators(symmetry).shape[0]), BATCH, FIRST, LAST
+    starts = STARTS if len(operators(symmetry)) == 1 else FEWER_STARTS
+    batch, first, last = BATCH, FIRST, LAST
     if is_cubic(symmetry):
         rim = rim_displacement(0.5 * angular_step(settings.order), diameter)
         starts, batch, first, last = STARTS, CUBIC_BATCH, CUBIC_FIRST * rim, CUBIC_LAST * rim
