@@ -1,12 +1,12 @@
 """``cryoseg demo``: the main job on simulated micrographs, compared with the truth."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from cryoseg_dist.cli.command_line import command_line
 from cryoseg_dist.cli.guard import DONE, FAILED, guarded
 from cryoseg_dist.cli.options import Engine
 from cryoseg_dist.cli.session import open_session
@@ -59,7 +59,7 @@ def run_demo(project: Path, engine: str | None, symmetry: str) -> int:
             "engine": {"engine": engine or "ray"},
         }
     )
-    with open_session(settings, project, sys.argv) as session:
+    with open_session(settings, project, command_line()) as session:
         result = run_pipeline(session, until="postprocess")
         found = compare(result, simulated / "truth_map.mrc")
         score = picking_score(result, simulated / "truth.star")

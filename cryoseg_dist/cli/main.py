@@ -1,7 +1,6 @@
 """The ``cryoseg`` command."""
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from cryoseg_dist.cli import options as opt
 from cryoseg_dist.cli import star
+from cryoseg_dist.cli.command_line import command_line
 from cryoseg_dist.cli.guard import DONE, SET_ASIDE, guarded
 from cryoseg_dist.cli.lazy import LazyGroup
 
@@ -48,7 +48,7 @@ def run_until(
 
         flags = {**flags, "micrographs": str((project / LIST_NAME).resolve())}
     settings = gather_settings(project, config, flags, assignments)
-    with open_session(settings, project, sys.argv, push) as session:
+    with open_session(settings, project, command_line(), push) as session:
         if watched is None:
             result = run_pipeline(session, until=stage)
         else:

@@ -1,7 +1,6 @@
 """Commands that begin with a table of particles (STAR or cryoSPARC), made here or elsewhere."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cryoseg_dist.cli import options as opt
+from cryoseg_dist.cli.command_line import command_line
 from cryoseg_dist.cli.guard import DONE, SET_ASIDE, guarded
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def reconstruct(
             particles, diameter, poses=True, passthrough=passthrough or (), classes=numbers, roots=roots
         )
         settings = star_settings(images, output, layers)
-        with open_session(settings, output, sys.argv) as session:
+        with open_session(settings, output, command_line()) as session:
             results = from_star.reconstruct(session, images, max_resolution, numbers)
         if result_as_json:
             figures: dict[str, Any] = {str(r.session.project.export.parent): r.figures() for r in results.values()}
@@ -142,7 +142,7 @@ def run_refine(
         particles, flags["diameter"], poses=False, passthrough=passthrough or (), roots=roots
     )
     settings = star_settings(images, output, layers)
-    with open_session(settings, output, sys.argv) as session:
+    with open_session(settings, output, command_line()) as session:
         result = from_star.refine(session, images, reference)
     typer.echo(result.summary())
     return DONE

@@ -1,6 +1,5 @@
 """``cryoseg train``: fit the segmentation network."""
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from cryoseg_dist.cli.command_line import command_line
 from cryoseg_dist.cli.guard import DONE, guarded
 from cryoseg_dist.cli.options import from_pairs
 from cryoseg_dist.cli.progress import duration
@@ -80,7 +80,7 @@ def train(
             data=data,
             device=device,
             on_progress=Teller(),
-            metadata={"command": " ".join(sys.argv)},
+            metadata={"command": " ".join(command_line())},
         )
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
         typer.echo(f"wrote {result.model}: loss {result.loss:.3f}, {metrics}")

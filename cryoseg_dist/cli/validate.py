@@ -1,7 +1,6 @@
 """``cryoseg validate``: what two half maps are worth."""
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from cryoseg_dist.cli import options as opt
+from cryoseg_dist.cli.command_line import command_line
 from cryoseg_dist.cli.guard import DONE, guarded
 from cryoseg_dist.errors import SettingsError
 from cryoseg_dist.formats.fsc_files import write_fsc_xml
@@ -145,7 +145,7 @@ def write_results(
     """Maps, curves and ``validation.json``."""
     pixel, n = halves.pixel_size, halves.half1.shape[-1]
     output.mkdir(parents=True, exist_ok=True)
-    made = by_command(sys.argv)
+    made = by_command(command_line())
     for name, volume in (("map.mrc", maps.sharpened), ("mask.mrc", maps.mask)):
         write_volume(output / name, volume.numpy(), pixel, made.lines())
     validation.write_validation_maps(output, found, pixel, made)
@@ -203,7 +203,7 @@ def validate(
         extra: dict[str, Any] = {
             "half1": str(half1),
             "half2": str(half2),
-            "command": list(sys.argv),
+            "command": command_line(),
             "orientations": views,
             "resolution_by_particles": None if curve is None else validation.curve_figures(curve),
         }
@@ -222,7 +222,7 @@ def validate(
                 *((("other map", str(density)),) if density is not None else ()),
                 *((("model", str(model)),) if model is not None else ()),
                 *((("particles", str(particles)),) if particles is not None else ()),
-                ("command", " ".join(sys.argv)),
+                ("command", " ".join(command_line())),
             ],
             orientations=None if images is None else images.table[["rot", "tilt"]].to_numpy(float),
             symmetry=symmetry,

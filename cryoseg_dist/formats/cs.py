@@ -28,6 +28,8 @@ OPTICS = {
     "ctf/amp_contrast": "amplitude_contrast",
     "blob/psize_A": "pixel_size",
 }
+# Scales of the CTF: of the microscope, and what fits the map's slice to the particle best.
+SCALES = ("ctf/scale", "alignments3D/alpha")
 # Corrections of several values an image; kept as their largest value where they are not zero, so that nobody overlooks them.
 CORRECTIONS = ("ctf/shift_A", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag")
 # Columns that hold more than one value a row, and columns of text; every other one that is known holds one number.
@@ -38,7 +40,7 @@ FAULTS = (ValueError, OSError, EOFError, SyntaxError, MemoryError, TokenError, R
 NUMBERS = (
     "uid", "blob/idx", "blob/psize_A", "blob/sign", "ctf/df1_A", "ctf/df2_A", "ctf/bfactor", "ctf/df_angle_rad",
     "ctf/phase_shift_rad", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast", "ctf/exp_group_id", "location/center_x_frac",
-    "location/center_y_frac", "alignments3D/split", "alignments3D/class", "alignments3D/psize_A",
+    "location/center_y_frac", "alignments3D/split", "alignments3D/class", "alignments3D/psize_A", *SCALES,
 )  # fmt: skip
 
 
@@ -120,6 +122,7 @@ def read_cs(path: Path, passthrough: Sequence[Path] = (), *, flip_y: bool = True
     matrix; ``shift`` in pixels of ``alignments3D/psize_A`` is RELION's origin; image indices count from 0,
     ``split`` 0 and 1 are half sets 1 and 2; images of ``blob/sign`` -1 are dark, which half a turn of phase shift
     says; positions are fractions of the micrograph with y from the bottom. (The conventions are those of UCSF pyem's converter, which reads the same columns.)
+    ``alpha`` scales the slice of the map to the particle: it is half the ratio of the table's own ``cross_cor`` and ``slice_pow``.
 
     Parameters
     ----------
@@ -157,6 +160,10 @@ def read_cs(path: Path, passthrough: Sequence[Path] = (), *, flip_y: bool = True
     for source, target in DEGREES.items():
         if source in held:
             rows[target] = np.rad2deg(held[source].astype(float))
+    scales = [held[name].astype(float) for name in SCALES if name in held]
+    if scales:
+        rows["ctf_scale"] = np.prod(scales, axis=0)
+    used.update(SCALES)
     if "blob/sign" in held and (held["blob/sign"] < 0).any():
         rows["phase_shift"] = rows.get("phase_shift", np.zeros(n)) + np.where(held["blob/sign"] < 0, 180.0, 0.0)
     used.add("blob/sign")

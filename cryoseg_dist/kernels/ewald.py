@@ -70,7 +70,7 @@ def weigh_sheets(
     ----------
     images : Tensor, shape (b, size, size)
     microscope : Microscope
-    columns : Tensor, shape (b, 4 or 5)
+    columns : Tensor, shape (b, 4, 5 or 7)
     inverse_noise : Tensor, float32, shape (p,)
     ky, kx : Tensor, int64, shape (p,)
     diameter : float
@@ -93,10 +93,11 @@ def weigh_sheets(
         some = slice(first, first + TRANSFORMED)
         spectra = take_pixels(to_fourier(images[some].to(torch.float32)), ky, kx)
         spectra = microscope.in_phase(spectra, columns[some]) * (0.5 * inverse_noise)
-        sine, cosine = microscope.ctf(columns[some]), microscope.ctf(turned[some])
+        sine, cosine = microscope.sine(columns[some]), microscope.sine(turned[some])
         turn = torch.complex(sine, -cosine)
         torch.mul(spectra, turn, out=above[some])
         torch.mul(spectra, turn.conj(), out=below[some])
         shared = overlap(columns[some, :2].mean(dim=1), frequency, group.voltage, diameter)
         torch.mul(1.0 + shared * (2.0 * sine * sine - 1.0), 0.25 * inverse_noise, out=weights[some])
+        microscope.dampen(weights[some], columns[some], above[some], below[some])
     return above, below, weights

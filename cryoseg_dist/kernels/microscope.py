@@ -13,8 +13,9 @@ from cryoseg_dist.schema.optics import Optics
 class Microscope:
     """Optics groups at some Fourier pixels: what each did to the images of its group.
 
-    Images are described by columns, shape (n, 4) or (n, 5): defocus U, V in A, angle and phase shift in degrees, and the index of
-    the image's group; images without a fifth column belong to the first group.
+    Images are described by columns, shape (n, 4), (n, 5) or (n, 7): defocus U, V in A, angle and phase shift in degrees, the index of
+    the image's group, and scale and B-factor in A^2 of its envelope. Images without a fifth column belong to the first group, those
+    without a seventh have no envelope.
 
     Parameters
     ----------
@@ -32,6 +33,7 @@ class Microscope:
         # Computed in double precision: k^3 and higher powers lose much.
         scale = 1.0 / (size * self.groups[0].pixel_size)
         y, x = ky.double() * scale, kx.double() * scale
+        self._square = (y * y + x * x).float()
         self._even: Tensor | None = None
         self._odd: Tensor | None = None
         if any(any(g.even_aberrations) for g in self.groups):
@@ -75,8 +77,15 @@ class Microscope:
         """Those of :func:`~cryoseg_dist.kernels.ctf.phase_factors`, shape (n, 5)."""
         return phase_factors(*columns[:, :4].to(self._ky.device).unbind(1), **self._constants(columns))
 
-    def ctf(self, columns: Tensor) -> Tensor:
-        """Transfer functions, float32, shape (n, p)."""
+    def envelope(self, columns: Tensor) -> Tensor | None:
+        """What scales the transfer functions, ``scale exp(-B k^2 / 4)``, float32, shape (n, p); nothing where nothing does."""
+        if columns.shape[1] < 7:
+            return None
+        scale, b_factor = columns[:, 5:7, None].to(self._square.device).unbind(1)
+        return scale * torch.exp(-0.25 * b_factor * self._square)
+
+    def sine(self, columns: Tensor) -> Tensor:
+        """Transfer functions without their envelopes, float32, shape (n, p)."""
         return ctf_pixels(
             self._ky,
             self._kx,
@@ -86,6 +95,19 @@ class Microscope:
             **self._constants(columns),
             offset=None if self._even is None else self._even[self.group(columns)],
         )
+
+    def ctf(self, columns: Tensor) -> Tensor:
+        """Transfer functions, float32, shape (n, p)."""
+        sine, envelope = self.sine(columns), self.envelope(columns)
+        return sine if envelope is None else sine * envelope
+
+    def dampen(self, weights: Tensor, columns: Tensor, *data: Tensor) -> None:
+        """Put envelopes, in place, on what was weighted without them: once on data (n, p), twice on their weights (n, p)."""
+        envelope = self.envelope(columns)
+        if envelope is not None:
+            weights *= envelope * envelope
+            for some in data:
+                some *= envelope
 
     def in_phase(self, spectra: Tensor, columns: Tensor) -> Tensor:
         """Spectra (n, p) without the phase errors of odd aberrations; themselves where there are none."""

@@ -27,7 +27,7 @@ def weigh(
         Of any float type, on the device that does the work.
     microscope : Microscope
         At the same pixels.
-    columns : Tensor, shape (b, 4 or 5)
+    columns : Tensor, shape (b, 4, 5 or 7)
         Those of ``microscope``.
     inverse_noise : Tensor, float32, shape (p,)
     ky, kx : Tensor, int64, shape (p,)

@@ -124,4 +124,5 @@ def weigh_numba(
         )
         if microscope.odd is not None:
             data[some] = microscope.in_phase(data[some], columns[some])
+        microscope.dampen(weights[some], columns[some], data[some])
     return data, weights

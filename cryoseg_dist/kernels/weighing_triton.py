@@ -78,7 +78,7 @@ def weigh_triton(
         Transforms of the images as they are, origin in the corner.
     microscope : Microscope
         At the same pixels.
-    columns : Tensor, shape (b, 4 or 5)
+    columns : Tensor, shape (b, 4, 5 or 7)
     inverse_noise : Tensor, float32, shape (p,)
     ky, kx : Tensor, int64, shape (p,)
     size : int
@@ -114,4 +114,5 @@ def weigh_triton(
         block=PIXELS,
         num_warps=WARPS,
     )
+    microscope.dampen(weights, columns, data)
     return data, weights

@@ -42,14 +42,17 @@ RANGES = {
     "amplitude_contrast": (0.0, 0.99),
     "pixel_size": (0.05, 50.0),
 }
+# What envelopes can be.
+ENVELOPE_RANGES = {"ctf_scale": (0.0, 1000.0), "ctf_b_factor": (-2000.0, 20000.0)}
 # Corrections that RELION applies and that are not applied here, with the value that means none.
 NOT_APPLIED = {
     "rlnMagMat00": 1.0,
     "rlnMagMat01": 0.0,
     "rlnMagMat10": 0.0,
     "rlnMagMat11": 1.0,
-    "ctf_b_factor": 0.0,
+    # Of particles they are applied.
     "rlnCtfScalefactor": 1.0,
+    "rlnCtfBfactor": 0.0,
     **dict.fromkeys(CORRECTIONS, 0.0),
 }
 
@@ -241,10 +244,12 @@ def unsupported(rows: pd.DataFrame, optics: pd.DataFrame, size: int) -> list[str
             faults.append(f"optics groups of different _{labels[name]} ({sorted(optics[name].unique().tolist())})")
     if "image_size" in optics and optics["image_size"].nunique() == 1 and int(optics["image_size"].iloc[0]) != size:
         faults.append(f"_rlnImageSize {int(optics['image_size'].iloc[0])}, but images of {size} pixels")
-    for name, (low, high) in RANGES.items():
-        outside = optics[name][~optics[name].between(low, high)]
-        if len(outside):
-            faults.append(f"_{labels[name]} {outside.iloc[0]:g}, not {low:g} to {high:g}")
+    for table, ranges in ((optics, RANGES), (rows, ENVELOPE_RANGES)):
+        for name, (low, high) in ranges.items():
+            values = table[name] if name in table else pd.Series(dtype=float)
+            outside = values[~values.between(low, high)]
+            if len(outside):
+                faults.append(f"_{labels[name]} {outside.iloc[0]:g}, not {low:g} to {high:g}")
     if "ctf_premultiplied" in optics and (optics["ctf_premultiplied"] != 0).any():
         faults.append("images that were multiplied by their CTF (_rlnCtfDataAreCtfPremultiplied 1)")
     for name, neutral in NOT_APPLIED.items():

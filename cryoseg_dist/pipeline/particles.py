@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, groupby
 
 import numpy as np
@@ -16,6 +17,8 @@ from cryoseg_dist.stages import extract
 from cryoseg_dist.stages.refine_expectation import CTF_COLUMNS
 
 FEWEST_PARTICLES = 20
+# Columns of the CTF's envelope, and what their absence means.
+ENVELOPE = {"ctf_scale": 1.0, "ctf_b_factor": 0.0}
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,23 @@ class Particles:
         return self.optics if self.groups is None else tuple(self.groups.values())
 
     def transfer(self, rows: np.ndarray) -> np.ndarray:
-        """CTF columns of some rows, and the index of the optics group where there are groups, float32, shape (n, 4 or 5)."""
+        """What :class:`~cryoseg_dist.kernels.microscope.Microscope` needs to know of some rows, float32, shape (n, 4, 5 or 7)."""
         # Column by column: picking rows first keeps the cost that of the rows, not of the table.
-        values = np.column_stack([self.table[name].to_numpy()[rows] for name in CTF_COLUMNS]).astype(np.float32)
-        if self.groups is None:
-            return values
-        place = {number: i for i, number in enumerate(self.groups)}
-        index = self.table["optics_group"].to_numpy()[rows]
-        return np.column_stack((values, [place[int(number)] for number in index])).astype(np.float32)
+        values = [self.table[name].to_numpy()[rows] for name in CTF_COLUMNS]
+        if self.groups is not None:
+            place = {number: i for i, number in enumerate(self.groups)}
+            values.append([place[int(number)] for number in self.table["optics_group"].to_numpy()[rows]])
+        elif self.has_envelopes:
+            values.append(np.zeros(len(rows)))
+        if self.has_envelopes:
+            for name, neutral in ENVELOPE.items():
+                values.append(self.table[name].to_numpy()[rows] if name in self.table else np.full(len(rows), neutral))
+        return np.column_stack(values).astype(np.float32)
+
+    @cached_property
+    def has_envelopes(self) -> bool:
+        """Whether some image's CTF is scaled or fades."""
+        return any((self.table[name] != neutral).any() for name, neutral in ENVELOPE.items() if name in self.table)
 
     def read_of(self, rows: np.ndarray) -> tuple[Read, np.ndarray | None]:
         """How to read some rows, and which of the images read they are (None: all, in order).

@@ -64,7 +64,8 @@ def fsc_figure(view: FscView, label: str = "Fourier shell correlation") -> Marku
             color=MUTED,
         )
     for limit, threshold in ((view.resolution, 0.143), (view.resolution_half, 0.5)):
-        if limit:
+        # A curve that ends above the threshold has no crossing to mark.
+        if limit and 1.0 / limit < 0.999 * last:
             axes.plot([1.0 / limit], [threshold], "o", color=INK, markersize=5)
             axes.annotate(
                 f"{limit:.2f} Å", (1.0 / limit, threshold), xytext=(7, 6), textcoords="offset points", fontsize=11

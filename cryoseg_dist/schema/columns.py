@@ -73,6 +73,7 @@ PARTICLES = (
     Column("defocus_v", "rlnDefocusV", "float64", "A", "Smaller defocus, underfocus positive"),
     Column("defocus_angle", "rlnDefocusAngle", "float64", "deg", "Angle of the larger defocus from x"),
     Column("phase_shift", "rlnPhaseShift", "float64", "deg", "Phase plate shift"),
+    Column("ctf_scale", "rlnCtfScalefactor", "float64", "", "Scale of the CTF"),
     Column("ctf_b_factor", "rlnCtfBfactor", "float64", "A^2", "Envelope of the CTF"),
     Column("rot", "rlnAngleRot", "float64", "deg", "First Euler angle (Z)"),
     Column("tilt", "rlnAngleTilt", "float64", "deg", "Second Euler angle (Y)"),

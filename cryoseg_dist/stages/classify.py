@@ -190,7 +190,7 @@ class ClassifyStage:
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Match one batch of particles and sum it up.
 
-        Unit parameters: ``ctf`` (n, 4 or 5), defocus U, V, angle, phase shift and the optics group; optionally ``rows``, the images to
+        Unit parameters: ``ctf`` (n, 4, 5 or 7), the columns of :class:`~cryoseg_dist.kernels.microscope.Microscope`; optionally ``rows``, the images to
         take of those read, and ``fixed`` (n, 6), an assignment to sum up without matching. Writes ``partials``
         (1, K, m, m // 2 + 1, 3) and ``assignment`` (1, unit size, 6).
         The record holds sums for the noise spectrum.

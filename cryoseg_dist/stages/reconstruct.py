@@ -89,7 +89,7 @@ class FoldStage:
     """Sums the central slices of a batch of particles.
 
     A fold reads its images in parts, ``images/0`` and so on. Its parameters are ``half`` (0 or 1) and ``parts``, one mapping
-    a part: ``ctf`` (n, 4 or 5), the columns of :class:`~cryoseg_dist.kernels.microscope.Microscope`; ``rows``, the images to take of those
+    a part: ``ctf`` (n, 4, 5 or 7), the columns of :class:`~cryoseg_dist.kernels.microscope.Microscope`; ``rows``, the images to take of those
     read (all when absent); and ``poses`` (n, k, 12), rotation matrix, origin x, y in pixels, weight, unless they are read as
     ``poses/0`` and so on, (1, at least n, k, 12).
 

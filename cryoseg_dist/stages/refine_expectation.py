@@ -161,7 +161,7 @@ class ExpectationStage:
     def compute(self, unit: Unit, inputs: Mapping[str, np.ndarray], state: Any) -> UnitResult:
         """Poses of one batch of particles of one half set.
 
-        Unit parameters: ``half`` (which map), ``ctf`` (n, 4 or 5) with the columns of ``CTF_COLUMNS`` and the optics group,
+        Unit parameters: ``half`` (which map), ``ctf`` (n, 4, 5 or 7), the columns of :class:`~cryoseg_dist.kernels.microscope.Microscope`,
         ``poses`` (n, 11) with the last rotation and origin, and optionally ``rows``, the images to take of those read. Writes ``poses``
         (1, unit size, poses_kept, 12), zero beyond the last particle. The record holds sums for the noise
         spectrum and figures of the posterior.

@@ -1,7 +1,6 @@
 """What a stage run was made from, and with what: ``runs/<run id>.json``."""
 
 import platform
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +29,7 @@ def write_manifest(
     stage: str,
     settings: Mapping[str, Any],
     upstream: Mapping[str, str],
-    command: Sequence[str] | None = None,
+    command: Sequence[str],
 ) -> dict[str, Any]:
     """Write the manifest of a run; one that exists stays, so that it tells how the run began.
 
@@ -44,8 +43,8 @@ def write_manifest(
         JSON values.
     upstream : Mapping of str to str
         Run ids and digests of inputs and weights.
-    command : sequence of str, optional
-        The command line; that of this process when not given.
+    command : sequence of str
+        The command line.
 
     Returns
     -------
@@ -62,7 +61,7 @@ def write_manifest(
         "upstream": dict(upstream),
         "versions": package_versions(),
         "schema": SCHEMA_VERSION,
-        "command": list(sys.argv if command is None else command),
+        "command": list(command),
         "created_at": time.time(),
     }
     project.write_json(f"runs/{run_id}.json", manifest)

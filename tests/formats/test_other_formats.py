@@ -213,6 +213,16 @@ def test_cs_columns_take_our_conventions(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def test_cs_scales_multiply(tmp_path: Path) -> None:
+    data = np.zeros(6, dtype=[*FIELDS, ("ctf/scale", "<f4"), ("alignments3D/alpha", "<f4"), ("ctf/bfactor", "<f4")])
+    for name in table().dtype.names or ():
+        data[name] = table()[name]
+    data["ctf/scale"], data["alignments3D/alpha"], data["ctf/bfactor"] = 0.5, np.arange(6), 40.0
+    rows = read_cs(saved(tmp_path / "a.cs", data)).rows
+    np.testing.assert_allclose(rows["ctf_scale"], 0.5 * np.arange(6))
+    np.testing.assert_allclose(rows["ctf_b_factor"], 40.0)
+
+
 def test_cs_passthrough_joins_by_uid_and_flips_y(tmp_path: Path) -> None:
     data = table()
     fields = [("uid", "<u8"), ("location/micrograph_path", "S10"), ("location/micrograph_shape", "<u4", (2,)),
@@ -239,6 +249,10 @@ def test_real_cs_file(shared_data: Path) -> None:
     assert len(tables.rows) == 2019
     assert tables.optics["pixel_size"].tolist() == [2.95]
     assert tables.optics["voltage"].tolist() == [200.0]
+    raw = np.load(tables.path)
+    # The scale of a slice that is nearest to its image.
+    fits = raw["alignments3D/cross_cor"] / raw["alignments3D/slice_pow"] / 2.0
+    np.testing.assert_allclose(tables.rows["ctf_scale"], fits, rtol=1e-5)
     row = tables.rows.iloc[0]
     assert row["defocus_u"] == pytest.approx(45591.37, abs=0.01)
     assert row["origin_x"] == pytest.approx(11.334375 * 2.95, rel=1e-5)

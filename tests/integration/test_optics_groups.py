@@ -1,4 +1,4 @@
-"""Particles of several optics groups with aberrations: one map, the same convention as RELION's."""
+"""Particles of several optics groups with aberrations and envelopes: one map, the same convention as RELION's."""
 
 import shutil
 import subprocess
@@ -79,6 +79,8 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "tilt": np.degrees(np.arccos(rng.uniform(-1, 1, N))),
             "psi": rng.uniform(-180, 180, N),
             "random_subset": rng.permutation(N) % 2 + 1,
+            "ctf_scale": rng.uniform(0.4, 1.6, N),
+            "ctf_b_factor": rng.uniform(-200, 600, N),
         }
     )
     table["defocus_v"] = table["defocus_u"] - 500.0
@@ -87,7 +89,10 @@ def star(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = torch.tensor(table[["defocus_u", "defocus_v", "defocus_angle"]].to_numpy())
     columns = torch.column_stack((columns, torch.zeros(N), torch.tensor(table["optics_group"].to_numpy() - 3))).float()
     microscope = Microscope(GROUPS, SIZE, ky, kx)
-    factor = (
+    square = (ky * ky + kx * kx) / (SIZE * PIXEL) ** 2
+    scale, b_factor = (torch.tensor(table[c].to_numpy())[:, None] for c in ("ctf_scale", "ctf_b_factor"))
+    envelope = (scale * torch.exp(-b_factor * square / 4)).float()
+    factor = envelope * (
         microscope.ctf(columns) * microscope.in_phase(torch.ones((N, len(ky)), dtype=torch.complex64), columns).conj()
     )
     spectra = project(prepare_volume(phantom()), rotations, SIZE)
@@ -130,7 +135,7 @@ def test_groups_and_aberrations_are_corrected(
 ) -> None:
     right = likeness(engine(star, tmp_path / "right.mrc"))
     tables = read_star(star)
-    wrongs = {
+    optics = {
         "one voltage": tables.optics.assign(voltage=300.0, spherical_aberration=2.7, amplitude_contrast=0.1),
         "no tilt": tables.optics.assign(beam_tilt_x=0.0, beam_tilt_y=0.0),
         "other tilt": tables.optics.assign(beam_tilt_x=-tables.optics["beam_tilt_x"]),
@@ -138,13 +143,20 @@ def test_groups_and_aberrations_are_corrected(
         "no even": tables.optics.assign(even_zernike="[0]"),
         "other order": tables.optics.assign(even_zernike=numbers((0.6, 40.0, -30.0, 80.0))),
     }
+    rows = {
+        "no scale": tables.rows.assign(ctf_scale=1.0),
+        "no fading": tables.rows.assign(ctf_b_factor=0.0),
+        "other sign": tables.rows.assign(ctf_b_factor=-tables.rows["ctf_b_factor"]),
+    }
+    wrongs = {name: (table, tables.rows) for name, table in optics.items()}
+    wrongs |= {name: (tables.optics, table) for name, table in rows.items()}
     found = {}
-    for name, optics in wrongs.items():
+    for name, (groups, particles) in wrongs.items():
         path = star.with_name("wrong.star")
-        write_star(path, {"optics": optics, "particles": tables.rows})
+        write_star(path, {"optics": groups, "particles": particles})
         found[name] = likeness(engine(path, tmp_path / f"{name}.mrc"))
     assert right > 0.97, (right, found)
-    assert all(value < right - 0.001 for value in found.values()), (right, found)
+    assert all(value < right - 0.001 for value in found.values()), f"{right} {found}"
 
 
 def test_both_programs_give_the_same_map(star: Path, tmp_path: Path) -> None:

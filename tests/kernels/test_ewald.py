@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from cryoseg_dist.kernels.ctf import wavelength
-from cryoseg_dist.kernels.ewald import curvature, overlap
+from cryoseg_dist.kernels.ewald import curvature, overlap, weigh_sheets
 from cryoseg_dist.kernels.fourier import to_fourier, to_real
 from cryoseg_dist.kernels.fsc import fsc
+from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import disc_pixels, put_pixels
 from cryoseg_dist.kernels.so3 import matrix_to_euler, random_rotations
+from cryoseg_dist.kernels.weighing import weigh_torch
 from cryoseg_dist.schema.optics import Optics
 from cryoseg_dist.schema.work import Unit
 from cryoseg_dist.stages.reconstruct import EwaldSphere, FoldStage, complete, maps_of_sums, pose_table
@@ -41,6 +43,22 @@ def thick_images(points: torch.Tensor, rotations: torch.Tensor, defocus: torch.T
         place = torch.polar(torch.ones(()), -2.0 * math.pi * (moved[:, 0, None] * x + moved[:, 1, None] * y))
         out.append((torch.sin(chi) * place).sum(dim=0))
     return to_real(put_pixels(torch.stack(out), ky, kx, N), N)
+
+
+def test_sheets_that_are_one_add_up_to_a_flat_slice() -> None:
+    """Of images whose transfer functions are scaled and fade, in a particle so large that defocus does not part the sheets."""
+    g = torch.Generator().manual_seed(3)
+    ky, kx = disc_pixels(N, N / 2)
+    microscope = Microscope(Optics(2.0, 300.0, 2.7, 0.1), N, ky, kx)
+    defocus = 1e4 + 1e3 * torch.rand((5, 2), generator=g)
+    columns = torch.cat((defocus, torch.zeros((5, 3)), torch.tensor((0.7, 120.0)).expand(5, 2)), dim=1)
+    images, noise = torch.randn((5, N, N), generator=g), 1.0 + torch.rand(len(ky), generator=g)
+    above, below, weights = weigh_sheets(images, microscope, columns, noise, ky, kx, 1e12)
+    data, flat = weigh_torch(images, microscope, columns, noise, ky, kx)
+    torch.testing.assert_close(above + below, data, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(2.0 * weights, flat, rtol=1e-3, atol=1e-5)
+    envelope = 0.7 * torch.exp(-30.0 * (ky * ky + kx * kx) / (2.0 * N) ** 2)
+    torch.testing.assert_close(microscope.ctf(columns), microscope.ctf(columns[:, :5]) * envelope)
 
 
 def truth_of(points: torch.Tensor) -> torch.Tensor:

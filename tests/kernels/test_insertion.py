@@ -151,8 +151,9 @@ def test_a_long_fold_of_like_terms_keeps_its_sum() -> None:
     assert abs(np.cumsum(np.full(n, 0.1, np.float32), dtype=np.float32)[-1] / want - 1.0) > 1e-3
 
 
+@pytest.mark.parametrize("envelopes", [False, True])
 @pytest.mark.parametrize("size", [24, 25])
-def test_weighing_agrees_with_tensor_operations(size: int) -> None:
+def test_weighing_agrees_with_tensor_operations(size: int, envelopes: bool) -> None:
     ky, kx = disc_pixels(size, size / 2)
     order = by_rows(ky, kx)
     ky, kx = ky[order], kx[order]
@@ -163,6 +164,8 @@ def test_weighing_agrees_with_tensor_operations(size: int) -> None:
     )
     columns = torch.cat((1e4 + 1e3 * torch.rand((40, 2), generator=g), 90 * torch.rand((40, 2), generator=g)), dim=1)
     columns = torch.cat((columns, torch.arange(40.0)[:, None] % 2), dim=1)
+    if envelopes:
+        columns = torch.cat((columns, torch.rand((40, 2), generator=g) * torch.tensor((2.0, 80.0))), dim=1)
     images = torch.randn((40, size, size), generator=g).to(torch.float16)
     microscope = Microscope(optics, size, ky, kx)
     noise = 1.0 + torch.rand(len(ky), generator=g)
