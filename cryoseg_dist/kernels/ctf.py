@@ -128,19 +128,7 @@ def ctf(
 
 
 def ctf_pixels(
-    ky: Tensor,
-    kx: Tensor,
-    size: int,
-    pixel_size: float,
-    defocus_u: Tensor,
-    defocus_v: Tensor,
-    defocus_angle: Tensor,
-    phase_shift: Tensor,
-    *,
-    voltage: float | Tensor,
-    spherical_aberration: float | Tensor,
-    amplitude_contrast: float | Tensor,
-    offset: Tensor | None = None,
+    ky: Tensor, kx: Tensor, size: int, pixel_size: float, factors: Tensor, offset: Tensor | None = None
 ) -> Tensor:
     """Transfer functions at some Fourier pixels only; the values of :func:`ctf` there.
 
@@ -152,10 +140,8 @@ def ctf_pixels(
         Image extent in pixels.
     pixel_size : float
         A.
-    defocus_u, defocus_v, defocus_angle, phase_shift : Tensor, shape (n,)
-        A, A, degrees, degrees.
-    voltage, spherical_aberration, amplitude_contrast : float or Tensor, shape (n,)
-        kV, mm, fraction; of all images or of each.
+    factors : Tensor, shape (n, 5)
+        From :func:`phase_factors`.
     offset : Tensor, shape (n, p), optional
         Radians to take from the phases.
 
@@ -171,15 +157,6 @@ def ctf_pixels(
     y, x = ky.to(torch.float32) * scale, kx.to(torch.float32) * scale
     k2 = x * x + y * y
     basis = torch.stack((k2, x * x - y * y, 2.0 * x * y, torch.ones_like(k2), k2 * k2))
-    factors = phase_factors(
-        defocus_u,
-        defocus_v,
-        defocus_angle,
-        phase_shift,
-        voltage=voltage,
-        spherical_aberration=spherical_aberration,
-        amplitude_contrast=amplitude_contrast,
-    )
     chi = factors @ basis
     return torch.sin(chi if offset is None else chi - offset)
 
@@ -196,7 +173,12 @@ def phase_factors(
 ) -> Tensor:
     """What :func:`aberration_phase` multiplies ``k^2``, ``x^2 - y^2``, ``2 x y``, 1 and ``k^4`` with, frequencies in 1/A.
 
-    Parameters are those of :func:`ctf_pixels`.
+    Parameters
+    ----------
+    defocus_u, defocus_v, defocus_angle, phase_shift : Tensor, shape (n,)
+        A, A, degrees, degrees.
+    voltage, spherical_aberration, amplitude_contrast : float or Tensor, shape (n,)
+        kV, mm, fraction; of all images or of each.
 
     Returns
     -------

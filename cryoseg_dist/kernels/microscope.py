@@ -1,12 +1,14 @@
 """Transfer functions and phase errors of images that were taken in different ways."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from cryoseg_dist.kernels.aberrations import antisymmetric_phase, symmetric_phase
-from cryoseg_dist.kernels.ctf import ctf_pixels, phase_factors
+from cryoseg_dist.kernels.ctf import ctf_pixels, phase_factors, wavelength
+from cryoseg_dist.kernels.magnification import is_magnified, matrices, of_form, of_slices
 from cryoseg_dist.schema.optics import Optics
 
 
@@ -30,14 +32,24 @@ class Microscope:
     def __init__(self, optics: Optics | Sequence[Optics], size: int, ky: Tensor, kx: Tensor) -> None:
         self.groups = (optics,) if isinstance(optics, Optics) else tuple(optics)
         self._size, self._ky, self._kx = size, ky, kx
+        self._matrices = matrices(self.groups) if is_magnified(self.groups) else None
         # Computed in double precision: k^3 and higher powers lose much.
         scale = 1.0 / (size * self.groups[0].pixel_size)
-        y, x = ky.double() * scale, kx.double() * scale
-        self._square = (y * y + x * x).float()
+        plain = torch.stack((kx.double(), ky.double())) * scale
+        magnified = [
+            torch.tensor(g.magnification, dtype=torch.float64, device=ky.device).view(2, 2) @ plain for g in self.groups
+        ]
+        self._square = torch.stack([k.square().sum(dim=0) for k in magnified]).float()
         self._even: Tensor | None = None
         self._odd: Tensor | None = None
-        if any(any(g.even_aberrations) for g in self.groups):
-            self._even = torch.stack([symmetric_phase(y, x, g.even_aberrations) for g in self.groups]).float()
+        if any(any(g.even_aberrations) for g in self.groups) or self._matrices is not None:
+            phases = []
+            for g, (x, y) in zip(self.groups, magnified, strict=True):
+                # Of the magnified k^4, which is no multiple of k^4, what the factor of k^4 does not say.
+                quartic = (x * x + y * y).square() - plain.square().sum(dim=0).square()
+                quartic *= 0.5 * math.pi * wavelength(g.voltage) ** 3 * g.spherical_aberration * 1e7
+                phases.append(symmetric_phase(y, x, g.even_aberrations) + quartic)
+            self._even = torch.stack(phases).float()
         if any(any((*g.beam_tilt, *g.odd_aberrations)) for g in self.groups):
             phases = [
                 antisymmetric_phase(
@@ -48,14 +60,14 @@ class Microscope:
                     voltage=g.voltage,
                     spherical_aberration=g.spherical_aberration,
                 )
-                for g in self.groups
+                for g, (x, y) in zip(self.groups, magnified, strict=True)
             ]
             angle = -torch.stack(phases)
             self._odd = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
     @property
     def even(self) -> Tensor | None:
-        """Radians that even aberrations take from the phase, float32, shape (groups, p); nothing where there are none."""
+        """Radians that even aberrations and magnification take from the phase, float32, shape (groups, p); nothing where there are none."""
         return self._even
 
     @property
@@ -75,26 +87,30 @@ class Microscope:
 
     def phase_factors(self, columns: Tensor) -> Tensor:
         """Those of :func:`~cryoseg_dist.kernels.ctf.phase_factors`, shape (n, 5)."""
-        return phase_factors(*columns[:, :4].to(self._ky.device).unbind(1), **self._constants(columns))
+        factors = phase_factors(*columns[:, :4].to(self._ky.device).unbind(1), **self._constants(columns))
+        if self._matrices is not None:
+            matrix = self._matrices[self.group(columns)].to(factors.device)
+            factors[:, :3] = of_form(factors[:, :3].double(), matrix).float()
+        return factors
+
+    def slice_axes(self, rotations: Tensor, columns: Tensor) -> Tensor:
+        """Rotations (n, 3, 3) of images with the magnification of their groups; themselves where there is none."""
+        if self._matrices is None:
+            return rotations
+        return of_slices(rotations, self._matrices[self.group(columns)].to(rotations))
 
     def envelope(self, columns: Tensor) -> Tensor | None:
         """What scales the transfer functions, ``scale exp(-B k^2 / 4)``, float32, shape (n, p); nothing where nothing does."""
         if columns.shape[1] < 7:
             return None
         scale, b_factor = columns[:, 5:7, None].to(self._square.device).unbind(1)
-        return scale * torch.exp(-0.25 * b_factor * self._square)
+        return scale * torch.exp(-0.25 * b_factor * self._square[self.group(columns)])
 
     def sine(self, columns: Tensor) -> Tensor:
         """Transfer functions without their envelopes, float32, shape (n, p)."""
-        return ctf_pixels(
-            self._ky,
-            self._kx,
-            self._size,
-            self.groups[0].pixel_size,
-            *columns[:, :4].to(self._ky.device).unbind(1),
-            **self._constants(columns),
-            offset=None if self._even is None else self._even[self.group(columns)],
-        )
+        offset = None if self._even is None else self._even[self.group(columns)]
+        pixel_size = self.groups[0].pixel_size
+        return ctf_pixels(self._ky, self._kx, self._size, pixel_size, self.phase_factors(columns), offset)
 
     def ctf(self, columns: Tensor) -> Tensor:
         """Transfer functions, float32, shape (n, p)."""

@@ -24,6 +24,7 @@ from cryoseg_dist.schema.work import ArraySpec, Read, Region, Unit
 from cryoseg_dist.stages import refine
 from cryoseg_dist.stages.reconstruct import FoldStage, complete
 from cryoseg_dist.stages.refine_expectation import POSE_COLUMNS, ExpectationStage
+from cryoseg_dist.stages.refine_scales import updated_scales
 
 # Images that the first noise spectrum is measured on, and units of the E-step that one fold sums.
 NOISE_SAMPLE, UNITS_A_FOLD = 512, 8
@@ -141,8 +142,9 @@ def expectation(
     batches: Sequence[Batch],
     stage: ExpectationStage,
     last: np.ndarray,
+    micrographs: np.ndarray | None = None,
 ) -> _Matched:
-    """Match batches on the workers; resumable by its own ledger."""
+    """Match batches on the workers; resumable by its own ledger. The scales of micrographs (n,) are measured where they are given."""
     width = max(len(b.rows) for b in batches)
     shape = (len(batches), width, stage.poses_kept, POSE_COLUMNS)
     spec = ArraySpec(
@@ -160,6 +162,8 @@ def expectation(
         parameters = {"half": batch.half, "ctf": particles.transfer(batch.rows), "poses": last[batch.rows]}
         if rows is not None:
             parameters["rows"] = rows
+        if micrographs is not None:
+            parameters["micrographs"] = np.unique(micrographs[batch.rows], return_inverse=True)[1]
         region = Region(spec.name, (i, 0, 0, 0), (i + 1, *shape[1:]))
         units.append(Unit(f"{run}/{i:06d}", {"images": source}, {"poses": region}, parameters))
     marks = session.map(stage, run, [spec], units, quiet=True, need_all=True)
@@ -241,9 +245,14 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
     plan_refinement(session, particles)
     half = half_sets_of(particles, settings.seed)
     batches = batches_of(half, settings.unit_size)
+    micrographs = None
+    if settings.micrograph_scales and "micrograph_name" in particles.table:
+        micrographs = np.unique(particles.table["micrograph_name"].to_numpy(str), return_inverse=True)[1]
     state, history = _last_state(session, run)
     if state is None:
         state = refine.first_state(mean_power(session, particles), size, pixel, low_pass, settings)
+        if micrographs is not None:
+            state = replace(state, scales=((1.0,) * (int(micrographs.max()) + 1),) * 2)
         first = refine.starting_reference(start, pixel, diameter, low_pass)
         write_maps(session, f"{run}/it000/maps", [first, first], pixel)
         last = np.tile(IDENTITY_POSE, (len(particles), 1))
@@ -253,6 +262,7 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
         name = f"{run}/it{state.iteration + 1:03d}"
         sampled = refine.sampling(state, size, pixel, diameter, symmetry, settings)
         maps = f"{run}/it{state.iteration:03d}/maps"
+        scaled = _scaled(particles, state.scales, half, micrographs)
         stage = ExpectationStage(
             particles.microscope,
             symmetry,
@@ -266,10 +276,10 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
             {"half1": map_region(maps, 0, size), "half2": map_region(maps, 1, size)},
             refine.TESTED,
         )
-        matched = expectation(session, name, particles, batches, stage, last)
+        matched = expectation(session, name, scaled, batches, stage, last, None if stage.any_scale else micrographs)
         noise = refine.noise_spectra(matched.records, [b.half for b in batches], state.noise_array())
         fold = FoldStage(particles.microscope, size, padding, noise)
-        groups = {str(h): folds_of(session, particles, matched, h, name) for h in (0, 1)}
+        groups = {str(h): folds_of(session, scaled, matched, h, name) for h in (0, 1)}
         sums = session.accumulation().sums(fold, groups)
         totals = [complete(sums[str(h)], symmetry, size, padding) for h in (0, 1)]
         maximized = refine.maximize(totals, size, pixel, diameter, padding, settings)
@@ -284,6 +294,10 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
         state = refine.next_state(
             state, maximized.curve, noise, square_shift, square_origin, accuracy, size, pixel, diameter, settings
         )
+        if micrographs is not None and not stage.any_scale:
+            halves, some = [b.half for b in batches], [micrographs[b.rows] for b in batches]
+            scales = updated_scales(np.asarray(state.scales), matched.records, halves, some)
+            state = replace(state, scales=tuple(tuple(row) for row in scales.tolist()))
         figures = {
             "resolution": size * pixel / state.resolution_shell,
             "angular_step": 0.5 * angular_step(old.order),
@@ -306,13 +320,23 @@ def run_refine(session: Session, particles: Particles, start: Tensor, start_name
     best = session.project.read(session.project.whole(f"{final}/best"))
     return Refined(
         run,
-        with_poses(particles, best[:, :11], best[:, 11], half),
+        with_poses(_scaled(particles, state.scales, half, micrographs), best[:, :11], best[:, 11], half),
         read_map(session, f"{final}/maps", 2),
         read_map(session, f"{final}/maps", 3),
         tuple(history),
         read_map(session, f"{final}/maps", 4),
         first_low_pass=low_pass,
     )
+
+
+def _scaled(
+    particles: Particles, scales: Sequence[Sequence[float]], half: np.ndarray, micrographs: np.ndarray | None
+) -> Particles:
+    """Particles whose CTFs have the grey scales of their micrographs, by half set."""
+    if micrographs is None:
+        return particles
+    scale = np.asarray(scales)[half, micrographs] * particles.table.get("ctf_scale", 1.0)
+    return replace(particles, table=particles.table.assign(ctf_scale=scale))
 
 
 def _last_state(session: Session, run: str) -> tuple[refine.RefineState | None, list[Mapping[str, float]]]:

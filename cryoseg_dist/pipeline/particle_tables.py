@@ -41,15 +41,17 @@ RANGES = {
     "spherical_aberration": (0.0, 20.0),
     "amplitude_contrast": (0.0, 0.99),
     "pixel_size": (0.05, 50.0),
+    "mag_00": (0.8, 1.2),
+    "mag_01": (-0.2, 0.2),
+    "mag_10": (-0.2, 0.2),
+    "mag_11": (0.8, 1.2),
 }
 # What envelopes can be.
 ENVELOPE_RANGES = {"ctf_scale": (0.0, 1000.0), "ctf_b_factor": (-2000.0, 20000.0)}
+# Anisotropic magnification: entries of the matrix and what means none.
+MAGNIFICATION = {"mag_00": 1.0, "mag_01": 0.0, "mag_10": 0.0, "mag_11": 1.0}
 # Corrections that RELION applies and that are not applied here, with the value that means none.
 NOT_APPLIED = {
-    "rlnMagMat00": 1.0,
-    "rlnMagMat01": 0.0,
-    "rlnMagMat10": 0.0,
-    "rlnMagMat11": 1.0,
     # Of particles they are applied.
     "rlnCtfScalefactor": 1.0,
     "rlnCtfBfactor": 0.0,
@@ -111,7 +113,7 @@ def read_particles(
     if faults:
         raise BadInputError(where, "particles with their columns and images", "; ".join(faults))
     used = optics[optics["optics_group"].isin(rows["optics_group"])]
-    faults = unsupported(rows, used, size)
+    faults = unsupported(rows, used, size, magnified=poses)
     if faults:
         raise BadInputError(
             where, "particles that can be reconstructed together", "; ".join(faults), "Split or correct the file."
@@ -205,7 +207,14 @@ def optics_of(row: pd.Series) -> Optics:
         (float(row.get("beam_tilt_x", 0.0)), float(row.get("beam_tilt_y", 0.0))),
         coefficients(row.get("odd_zernike", "")),
         coefficients(row.get("even_zernike", "")),
+        magnification_of(row),
     )
+
+
+def magnification_of(row: pd.Series) -> tuple[float, float, float, float]:
+    """The magnification matrix of a row of the optics table by rows."""
+    a, b, c, d = (float(row.get(name, neutral)) for name, neutral in MAGNIFICATION.items())
+    return a, b, c, d
 
 
 def coefficients(text: str) -> tuple[float, ...]:
@@ -235,8 +244,8 @@ def missing_columns(tables: StarTables, names: tuple[str, ...]) -> list[str]:
     return faults + ([f"no column {', '.join(of_optics)} in data_optics"] if of_optics else [])
 
 
-def unsupported(rows: pd.DataFrame, optics: pd.DataFrame, size: int) -> list[str]:
-    """What is in the file but cannot be honoured."""
+def unsupported(rows: pd.DataFrame, optics: pd.DataFrame, size: int, *, magnified: bool) -> list[str]:
+    """What is in the file but cannot be honoured; anisotropic magnification where ``magnified`` alone."""
     labels = {c.name: c.label for c in columns.OPTICS + columns.PARTICLES}
     faults = []
     for name in ("pixel_size", "image_size"):
@@ -256,6 +265,8 @@ def unsupported(rows: pd.DataFrame, optics: pd.DataFrame, size: int) -> list[str
         for table in (rows, optics):
             if name in table and not (pd.to_numeric(table[name], errors="coerce") == neutral).all():
                 faults.append(f"_{labels.get(name, name)}, a correction that is not applied here")
+    if not magnified and any((optics[n] != neutral).any() for n, neutral in MAGNIFICATION.items() if n in optics):
+        faults.append("_rlnMagMat00 to 11, a correction that reconstruction applies and refinement does not")
     if "random_subset" in rows and set(rows["random_subset"]) not in ({0}, {1, 2}):
         faults.append(f"_rlnRandomSubset of {sorted(set(rows['random_subset']))}, not 1 and 2")
     return faults

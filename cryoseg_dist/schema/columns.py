@@ -47,6 +47,10 @@ OPTICS = (
     Column("beam_tilt_y", "rlnBeamTiltY", "float64", "mrad", "Beam tilt"),
     Column("odd_zernike", "rlnOddZernike", "str", "rad", "Antisymmetric aberrations, [a, b, ...]"),
     Column("even_zernike", "rlnEvenZernike", "str", "rad", "Symmetric aberrations, [a, b, ...]"),
+    Column("mag_00", "rlnMagMat00", "float64", "", "Anisotropic magnification"),
+    Column("mag_01", "rlnMagMat01", "float64", "", "Anisotropic magnification"),
+    Column("mag_10", "rlnMagMat10", "float64", "", "Anisotropic magnification"),
+    Column("mag_11", "rlnMagMat11", "float64", "", "Anisotropic magnification"),
 )
 
 MICROGRAPHS = (

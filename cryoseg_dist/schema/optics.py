@@ -21,6 +21,8 @@ class Optics:
         x and y, mrad.
     odd_aberrations, even_aberrations : tuple of float
         Zernike coefficients in RELION's order, rad.
+    magnification : tuple of float
+        RELION's matrix by rows: an image's frequency (x, y) times it is that of the specimen.
     """
 
     pixel_size: float
@@ -30,3 +32,4 @@ class Optics:
     beam_tilt: tuple[float, float] = (0.0, 0.0)
     odd_aberrations: tuple[float, ...] = ()
     even_aberrations: tuple[float, ...] = ()
+    magnification: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 1.0)

@@ -20,6 +20,7 @@ from cryoseg_dist.kernels.finishing import finish, shell_weights
 from cryoseg_dist.kernels.insertion import insert
 from cryoseg_dist.kernels.insertion_numba import Workspace, poses_at_once
 from cryoseg_dist.kernels.interpolation import Interpolation
+from cryoseg_dist.kernels.magnification import stretch
 from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import by_rows, disc_pixels
 from cryoseg_dist.kernels.so3 import euler_to_matrix
@@ -158,7 +159,10 @@ class FoldStage:
         device = _fold_device(4 * math.prod(self.partial_shape)) if plain else torch.device("cpu")
         staging = None if device.type == "cpu" else Staging(device)
         total = empty_accumulator(self.size, self.padding, device)
-        ky, kx = disc_pixels(self.size, self.max_shell or self.size / 2, device)
+        groups = (self.optics,) if isinstance(self.optics, Optics) else self.optics
+        # What magnification stretches must stay within the grid.
+        within = min(self.max_shell or self.size / 2, self.size / 2 / stretch(groups))
+        ky, kx = disc_pixels(self.size, within, device)
         if device.type == "cpu":
             # Line by line, so that neighbours in memory follow one another; a GPU takes ring after ring.
             order = by_rows(ky, kx)
@@ -204,9 +208,10 @@ class FoldStage:
         for images, columns, poses in parts:
             pose = torch.from_numpy(poses)
             image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
-            used = pose[image, slot].to(ky.device), image.to(ky.device)
+            given, flat = torch.from_numpy(columns), pose[image, slot]
+            axes = microscope.slice_axes(flat[:, :9].unflatten(1, (3, 3)), given[image])
+            used = torch.cat((axes.flatten(1), flat[:, 9:]), dim=1).to(ky.device), image.to(ky.device)
             some = torch.from_numpy(images) if staging is None else staging.upload(images)
-            given = torch.from_numpy(columns)
             if self.ewald is EwaldSphere.FLAT:
                 yield *weigh(some, microscope, given, inverse_noise, ky, kx, next(spare)), 0.0, *used
                 continue

@@ -62,6 +62,8 @@ class RefineSettings(Settings):
     """Resolution in A below which the half sets share one map, so that both keep one orientation and hand."""
     unit_size: int = Field(default=256, ge=1)
     """Particles of a unit of work."""
+    micrograph_scales: bool = True
+    """Measure the grey scale of each micrograph's particles, for ice and dose differ."""
     seed: int = 0
     """Seed of half sets and grids."""
 
@@ -89,6 +91,8 @@ class RefineState:
         How well the last references told orientations apart, in degrees; 0 when not known.
     noise : tuple of tuple of float
         Noise variance by half set and shell.
+    scales : tuple of tuple of float
+        Grey scale by half set and micrograph; nothing where they are not measured.
     converged : bool
     """
 
@@ -100,6 +104,7 @@ class RefineState:
     square_shift: float
     origin_sd: float
     noise: tuple[tuple[float, ...], ...]
+    scales: tuple[tuple[float, ...], ...] = ()
     angular_accuracy: float = 0.0
     converged: bool = False
 
@@ -110,7 +115,7 @@ class RefineState:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "RefineState":
         """From :meth:`to_json`."""
-        return cls(**{**values, "noise": tuple(tuple(row) for row in values["noise"])})
+        return cls(**{**values, **{name: tuple(tuple(row) for row in values[name]) for name in ("noise", "scales")}})
 
     def noise_array(self) -> np.ndarray:
         """Noise variance, float32, shape (2, n_shells)."""

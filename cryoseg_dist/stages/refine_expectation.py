@@ -162,7 +162,8 @@ class ExpectationStage:
         """Poses of one batch of particles of one half set.
 
         Unit parameters: ``half`` (which map), ``ctf`` (n, 4, 5 or 7), the columns of :class:`~cryoseg_dist.kernels.microscope.Microscope`,
-        ``poses`` (n, 11) with the last rotation and origin, and optionally ``rows``, the images to take of those read. Writes ``poses``
+        ``poses`` (n, 11) with the last rotation and origin, and optionally ``rows``, the images to take of those read, and ``micrographs``
+        (n,), numbers from 0 of the micrographs whose grey scales are measured. Writes ``poses``
         (1, unit size, poses_kept, 12), zero beyond the last particle. The record holds sums for the noise
         spectrum and figures of the posterior.
         """
@@ -170,17 +171,24 @@ class ExpectationStage:
         last = torch.from_numpy(np.asarray(unit.parameters["poses"], dtype=np.float32))
         transfer = torch.from_numpy(np.asarray(unit.parameters["ctf"], dtype=np.float32))
         half = int(unit.parameters["half"])
-        sums = Sums(state.size // 2 + 1, 0 if self.any_scale else self.tested)
+        given = () if self.any_scale else unit.parameters.get("micrographs", ())
+        micrographs = torch.as_tensor(np.asarray(given, dtype=np.int64))
+        n_micrographs = int(micrographs.max()) + 1 if len(micrographs) else 0
+        sums = Sums(state.size // 2 + 1, 0 if self.any_scale else self.tested, n_micrographs)
         out = np.zeros((len(images), self.poses_kept, POSE_COLUMNS), dtype=np.float32)
         batch = state.room.batch
         for first in range(0, len(images), batch):
             rows = slice(first, first + batch)
-            out[rows] = self._batch(images[rows], transfer[rows], last[rows], half, state, sums).numpy()
+            out[rows] = self._batch(
+                images[rows], transfer[rows], last[rows], micrographs[rows], half, state, sums
+            ).numpy()
         written = np.zeros(unit.writes["poses"].shape, dtype=np.float32)
         written[0, : len(out)] = out
         return UnitResult({"poses": written}, sums.record())
 
-    def _batch(self, images: Tensor, transfer: Tensor, last: Tensor, half: int, state: State, sums: Sums) -> Tensor:
+    def _batch(
+        self, images: Tensor, transfer: Tensor, last: Tensor, micrographs: Tensor, half: int, state: State, sums: Sums
+    ) -> Tensor:
         size, n = state.size, state.n_scored
         device = state.ky.device
         images = images.float() if state.staging is None else state.staging.upload(images.numpy()).float()
@@ -204,7 +212,9 @@ class ExpectationStage:
         weights = weights * (weights.cumsum(dim=1) - weights < self.share)
         weights = weights / weights.sum(dim=1, keepdim=True)
         whole = take_pixels(to_fourier(images), state.ky, state.kx) * home
-        sums.add(whole, c, rotations, shifts, centre, weights, scores, state, half, self.any_scale)
+        fits = sums.add(whole, c, rotations, shifts, centre, weights, scores, state, half, self.any_scale)
+        if len(micrographs):
+            sums.add_scales(*fits, noise[: state.n_fine], micrographs)
         sums.add_accuracy(observations, rotations[:, 0], state, half)
         poses = torch.cat((rotations.flatten(2), shifts + centre[:, None], weights[..., None]), dim=2)
         padded = torch.zeros((len(images), self.poses_kept, POSE_COLUMNS))

@@ -17,8 +17,9 @@ class Sums:
     # Poses that the residual is taken over; the rest hold next to nothing.
     POSES = 4
 
-    def __init__(self, n_shells: int, tested: int = 0) -> None:
+    def __init__(self, n_shells: int, tested: int = 0, n_micrographs: int = 0) -> None:
         self.tested = tested
+        self.scale = torch.zeros((2, n_micrographs), dtype=torch.float64)
         self.noise = torch.zeros(n_shells, dtype=torch.float64)
         self.count = torch.zeros(n_shells, dtype=torch.float64)
         self.n = self.n_tested = 0
@@ -37,8 +38,14 @@ class Sums:
         state: State,
         half: int,
         any_scale: bool,
-    ) -> None:
-        """Add a batch: ``images`` and ``transfer`` are (b, p) over the whole disc."""
+    ) -> tuple[Tensor, Tensor]:
+        """Add a batch: ``images`` and ``transfer`` are (b, p) over the whole disc.
+
+        Returns
+        -------
+        cross, power : Tensor, float32, shape (b, n_fine)
+            Images times slices, and slices squared, of the likeliest poses.
+        """
         b, n = images.shape[0], state.n_fine
         k = min(self.POSES, weights.shape[1])
         ky, kx = state.ky[:n], state.kx[:n]
@@ -64,6 +71,13 @@ class Sums:
         self.square_origin += float((weights[..., None] * (centre[:, None] + shifts).square()).sum())
         self.log_likelihood += float(scores.amax(dim=1).sum())
         self.n_significant += float((1.0 / weights.square().sum(dim=1)).sum())
+        cross = (top[..., None] * (moved * signal.conj()).real).sum(dim=1)
+        return cross, (top[..., None] * signal.abs().square()).sum(dim=1)
+
+    def add_scales(self, cross: Tensor, power: Tensor, noise: Tensor, micrographs: Tensor) -> None:
+        """Add what :meth:`add` returned, over the noise variance (n_fine,), to the micrograph (b,) of each image."""
+        fits = torch.stack(((cross / noise).sum(dim=1), (power / noise).sum(dim=1)))
+        self.scale.index_add_(1, micrographs, fits.double().cpu())
 
     def add_accuracy(self, observations: Observations, rotations: Tensor, state: State, half: int) -> None:
         """Estimate the angular accuracy of the unit's first particles from their best rotations (b, 3, 3)."""
@@ -89,4 +103,5 @@ class Sums:
             "n_significant": self.n_significant,
             "angular_accuracy": self.angular_accuracy,
             "n_tested": self.n_tested,
+            "scale": self.scale.tolist(),
         }

@@ -155,7 +155,7 @@ def test_what_is_missing_is_listed_before_any_work(star: Path, tmp_path: Path) -
 def test_corrections_that_are_not_applied_are_refused(star: Path, tmp_path: Path) -> None:
     tables = read_star(star)
     for optics, word in (
-        (tables.optics.assign(rlnMagMat00=1.01), "_rlnMagMat00"),
+        (tables.optics.assign(mag_00=1.5), "_rlnMagMat00"),
         (tables.optics.assign(ctf_premultiplied=1), "_rlnCtfDataAreCtfPremultiplied"),
         (pd.concat([tables.optics, tables.optics.assign(optics_group=2, pixel_size=5.0)]), "_rlnImagePixelSize"),
         (pd.concat([tables.optics, tables.optics]), "listed twice"),

@@ -24,6 +24,7 @@ from cryoseg_dist.simulate.specimen import made_up
 from cryoseg_dist.stages import refine
 from cryoseg_dist.stages.reconstruct import FoldStage, complete, pose_table
 from cryoseg_dist.stages.refine_expectation import ExpectationStage, Sampling, moved, shift_grid
+from cryoseg_dist.stages.refine_scales import updated_scales
 
 SIZE, PIXEL, N = 32, 4.0, 160
 OPTICS = Optics(PIXEL, 300.0, 2.7, 0.1)
@@ -130,6 +131,39 @@ def test_the_noise_spectrum_is_that_of_the_noise(planted) -> None:
     spectra = refine.noise_spectra([record, record], [0, 1], stage.noise)
     # White noise of deviation 1.5: half its power lies in each component of n^2 samples.
     np.testing.assert_allclose(spectra[0, 4:13], 0.5 * 1.5**2 * SIZE**2, rtol=0.12)
+
+
+def test_scales_of_micrographs_are_measured(planted) -> None:
+    volume, images, _, _, columns = planted
+    n = 80
+    micrographs = np.arange(n) % 2
+    dim = np.where(micrographs == 1, 0.5, 1.0).astype(np.float32)[:, None, None]
+    # Noise as strong as ever: only the molecule is dimmer.
+    clean = np.random.default_rng(0).normal(scale=1.5, size=images[:n].shape).astype(np.float32)
+    images = images[:n] * dim + clean * np.sqrt(1.0 - dim**2)
+    stage = expectation(volume, images, Sampling(2, False, 4.0, 1.0, 10.0, 8.0))
+    scales = np.ones((2, 2))
+    for _ in range(3):
+        state = stage.setup({"half1": volume.numpy(), "half2": volume.numpy()}, "cpu")
+        scaled = np.column_stack((columns[:n], np.zeros(n), scales[0, micrographs], np.zeros(n)))
+        parameters = {"half": 0, "ctf": scaled, "poses": still(n), "micrographs": micrographs}
+        unit = Unit("u", {}, {"poses": Region("x", (0, 0, 0, 0), (1, n, stage.poses_kept, 12))}, parameters)
+        record = stage.compute(unit, {"images": images}, state).record
+        scales = updated_scales(scales, [record], [0], [micrographs])
+    np.testing.assert_allclose(scales[0], (4 / 3, 2 / 3), rtol=0.06)
+    np.testing.assert_allclose(scales[1], 1.0)
+
+
+def test_scales_of_few_particles_stay_near_one() -> None:
+    micrographs = np.array([0] * 50 + [1] * 50 + [2])
+    # Micrograph 1 is known to be half as bright, the single particle of micrograph 2 tells next to nothing.
+    record = {"scale": [[5000.0, 2500.0, 0.2], [5000.0, 5000.0, 1.0]]}
+    first, second, third = updated_scales(np.ones((2, 3)), [record], [0], [micrographs])[0]
+    assert second / first == pytest.approx(0.5, abs=0.01)
+    assert third == pytest.approx(1.0, abs=0.05)
+    assert np.average([first, second, third], weights=[50, 50, 1]) == pytest.approx(1.0)
+    negative = {"scale": [[5000.0, -5000.0, 0.2], [5000.0, 5000.0, 1.0]]}
+    assert updated_scales(np.ones((2, 3)), [negative], [0], [micrographs]).min() > 0
 
 
 def fold(images: np.ndarray, columns: np.ndarray, rotations: torch.Tensor, origins: torch.Tensor) -> torch.Tensor:
