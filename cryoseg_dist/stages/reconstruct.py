@@ -264,27 +264,19 @@ def noise_to_signal(curve: Tensor, n_halves: int) -> Tensor:
     return (1.0 - half) / (n_halves * half)
 
 
-def damped_map(
-    totals: Sequence[Tensor],
-    curve: Tensor,
-    size: int,
-    padding: int,
-    max_shell: float | None = None,
-    interpolation: Interpolation = Interpolation.TRILINEAR,
-) -> Tensor:
-    """The map of one half set or of both, damped where few views of a shell reached, as by a Wiener filter.
+def damped_map(totals: Sequence[Tensor], curve: Tensor, size: int, padding: int) -> Tensor:
+    """The map of both half sets, damped where few views of a shell reached, as by a Wiener filter.
 
     Parameters
     ----------
-    totals : sequence of Tensor
-        Completed sums of one half set, or of both.
+    totals : sequence of two Tensor
+        Completed sums of the half sets.
     curve : Tensor, shape (size // 2 + 1,)
         FSC of the undamped half maps. A voxel of a shell's mean weight keeps its amplitude: filtering by shell is left to
         sharpening.
     """
-    total = totals[0] if len(totals) == 1 else totals[0] + totals[1]
-    ratio = noise_to_signal(curve, len(totals))
-    return finish(total, size, padding=padding, shrinkage=ratio, max_shell=max_shell, interpolation=interpolation)
+    half1, half2 = totals
+    return finish(half1 + half2, size, padding=padding, shrinkage=noise_to_signal(curve, 2))
 
 
 def solved_map(
@@ -296,7 +288,7 @@ def solved_map(
     support: Tensor,
     settings: ReconstructSettings,
 ) -> Solution:
-    """The same by conjugate gradients, for a map that lies within a support."""
+    """The map of one half set or of both by conjugate gradients, for a molecule that lies within a support."""
     total = totals[0] if len(totals) == 1 else totals[0] + totals[1]
     return solve(
         NormalEquations(total, size, padding),
