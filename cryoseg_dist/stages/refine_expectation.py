@@ -212,9 +212,9 @@ class ExpectationStage:
         weights = weights * (weights.cumsum(dim=1) - weights < self.share)
         weights = weights / weights.sum(dim=1, keepdim=True)
         whole = take_pixels(to_fourier(images), state.ky, state.kx) * home
-        fits = sums.add(whole, c, rotations, shifts, centre, weights, scores, state, half, self.any_scale)
+        likeliest = sums.add(whole, c, rotations, shifts, centre, weights, scores, state, half, self.any_scale)
         if len(micrographs):
-            sums.add_scales(*fits, noise[: state.n_fine], micrographs)
+            sums.add_scales(likeliest, noise[: state.n_fine], micrographs)
         sums.add_accuracy(observations, rotations[:, 0], state, half)
         poses = torch.cat((rotations.flatten(2), shifts + centre[:, None], weights[..., None]), dim=2)
         padded = torch.zeros((len(images), self.poses_kept, POSE_COLUMNS))

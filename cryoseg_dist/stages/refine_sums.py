@@ -1,5 +1,6 @@
 """Sums over particles that an expectation step leaves: the noise spectrum and figures of the posterior."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,23 @@ from cryoseg_dist.kernels.matching import Observations, shift_phases
 from cryoseg_dist.kernels.pose_accuracy import angular_accuracy
 from cryoseg_dist.kernels.slices import project_pixels
 from cryoseg_dist.stages.refine_state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Likeliest:
+    """A batch at its likeliest poses.
+
+    Attributes
+    ----------
+    weights : Tensor, float32, shape (b, k)
+        Of the poses; they add up to one.
+    images, slices : Tensor, complex64, shape (b, k, n_fine)
+        Images moved by the poses' shifts, slices times transfer functions.
+    """
+
+    weights: Tensor
+    images: Tensor
+    slices: Tensor
 
 
 class Sums:
@@ -38,14 +56,8 @@ class Sums:
         state: State,
         half: int,
         any_scale: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Add a batch: ``images`` and ``transfer`` are (b, p) over the whole disc.
-
-        Returns
-        -------
-        cross, power : Tensor, float32, shape (b, n_fine)
-            Images times slices, and slices squared, of the likeliest poses.
-        """
+    ) -> Likeliest:
+        """Add a batch: ``images`` and ``transfer`` are (b, p) over the whole disc; what it holds at its likeliest poses."""
         b, n = images.shape[0], state.n_fine
         k = min(self.POSES, weights.shape[1])
         ky, kx = state.ky[:n], state.kx[:n]
@@ -71,12 +83,13 @@ class Sums:
         self.square_origin += float((weights[..., None] * (centre[:, None] + shifts).square()).sum())
         self.log_likelihood += float(scores.amax(dim=1).sum())
         self.n_significant += float((1.0 / weights.square().sum(dim=1)).sum())
-        cross = (top[..., None] * (moved * signal.conj()).real).sum(dim=1)
-        return cross, (top[..., None] * signal.abs().square()).sum(dim=1)
+        return Likeliest(top, moved, signal)
 
-    def add_scales(self, cross: Tensor, power: Tensor, noise: Tensor, micrographs: Tensor) -> None:
-        """Add what :meth:`add` returned, over the noise variance (n_fine,), to the micrograph (b,) of each image."""
-        fits = torch.stack(((cross / noise).sum(dim=1), (power / noise).sum(dim=1)))
+    def add_scales(self, at: Likeliest, noise: Tensor, micrographs: Tensor) -> None:
+        """Add how images fit their slices, given the noise variance (n_fine,), to the micrograph (b,) of each."""
+        cross = ((at.images * at.slices.conj()).real / noise).sum(dim=2)
+        power = (at.slices.abs().square() / noise).sum(dim=2)
+        fits = torch.stack(((at.weights * cross).sum(dim=1), (at.weights * power).sum(dim=1)))
         self.scale.index_add_(1, micrographs, fits.double().cpu())
 
     def add_accuracy(self, observations: Observations, rotations: Tensor, state: State, half: int) -> None:
