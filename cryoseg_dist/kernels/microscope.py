@@ -36,10 +36,10 @@ class Microscope:
         # Computed in double precision: k^3 and higher powers lose much.
         scale = 1.0 / (size * self.groups[0].pixel_size)
         plain = torch.stack((kx.double(), ky.double())) * scale
-        magnified = [
-            torch.tensor(g.magnification, dtype=torch.float64, device=ky.device).view(2, 2) @ plain for g in self.groups
-        ]
-        self._square = torch.stack([k.square().sum(dim=0) for k in magnified]).float()
+        # Of each group, unless all see the same.
+        seen = plain[None] if self._matrices is None else self._matrices.to(plain) @ plain
+        self._square = seen.square().sum(dim=1).float()
+        magnified = seen.expand(len(self.groups), -1, -1)
         self._even: Tensor | None = None
         self._odd: Tensor | None = None
         if any(any(g.even_aberrations) for g in self.groups) or self._matrices is not None:
@@ -104,7 +104,8 @@ class Microscope:
         if columns.shape[1] < 7:
             return None
         scale, b_factor = columns[:, 5:7, None].to(self._square.device).unbind(1)
-        return scale * torch.exp(-0.25 * b_factor * self._square[self.group(columns)])
+        square = self._square if self._matrices is None else self._square[self.group(columns)]
+        return scale * torch.exp(-0.25 * b_factor * square)
 
     def sine(self, columns: Tensor) -> Tensor:
         """Transfer functions without their envelopes, float32, shape (n, p)."""
