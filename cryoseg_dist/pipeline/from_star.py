@@ -198,7 +198,10 @@ def _sum_up(
     lost = {key: vars(item) for mark in marks.values() for key, item in lost_of(mark, units[mark.key])}
     done = {"solver": solver, "set_aside": lost}
     session.project.write_json(f"state/{run}/done.json", done)
-    # The maps are safe: the sums have served.
+    # The maps are safe: the sums have served, and nobody shall miss them.
+    with Ledger(session.project.ledger_path(run)) as ledger:
+        for mark in marks.values():
+            ledger.append(replace(mark, writes=()))
     finishing.remove()
     outcomes = Counter(str(mark.outcome) for mark in marks.values())
     session.emit(StageFinished("reconstruct", run, dict(outcomes), time.monotonic() - started))

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -139,5 +139,9 @@ class Fold:
             raise StageFailedError(f"reconstruct: fold {self.unit.key} failed: {reason}")
         seconds = round(time.perf_counter() - started, 4)
         record = {"unreadable": lost} if lost and outcome is Outcome.DONE else {}
-        tell(Mark(self.unit.key, outcome, record, reason, seconds, attempts, worker_name()))
+        mark = Mark(self.unit.key, outcome, record, reason, seconds, attempts, worker_name())
+        if self.kept is not None and outcome is Outcome.DONE:
+            regions = self.kept.regions(self.place)
+            mark = replace(mark, writes=tuple((region.array, region.start, region.stop) for region in regions))
+        tell(mark)
         return total if self.kept is None else None

@@ -80,8 +80,14 @@ class PartialSums:
         """Keep the sum of a fold, shard by shard."""
         for some in self.slabs:
             self.project.write(slab_region(self.name, place, some, *self.shape[1:]), total[some][None])
-        shells = np.array(shell_sums(total, 0))
-        self.project.write(Region(self.weights, (place, 0, 0), (place + 1, *shells.shape)), shells[None])
+        self.project.write(self._weights_of(place), np.array(shell_sums(total, 0))[None])
+
+    def regions(self, place: int) -> tuple[Region, Region]:
+        """What :meth:`write` writes of a fold."""
+        return slab_region(self.name, place, slice(0, self.shape[0]), *self.shape[1:]), self._weights_of(place)
+
+    def _weights_of(self, place: int) -> Region:
+        return Region(self.weights, (place, 0, 0), (place + 1, 2, self.shape[0] // 2 + 1))
 
     def read(self, place: int, planes: slice) -> np.ndarray:
         """Some planes of a fold's sum."""
@@ -96,8 +102,7 @@ class PartialSums:
 
     def mean_weight(self, places: Sequence[int]) -> Tensor:
         """Mean weight by shell of the sum of some folds, float64, (m // 2 + 1,)."""
-        shape = (2, self.shape[0] // 2 + 1)
-        read = [self.project.read(Region(self.weights, (p, 0, 0), (p + 1, *shape)))[0] for p in places]
+        read = [self.project.read(self._weights_of(place))[0] for place in places]
         return torch.from_numpy(np.sum([weight for weight, _ in read], axis=0) / read[0][1])
 
     def remove(self) -> None:

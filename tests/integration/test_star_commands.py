@@ -22,6 +22,7 @@ from cryoseg_dist.kernels.ctf import ctf
 from cryoseg_dist.kernels.fourier import to_real
 from cryoseg_dist.kernels.slices import prepare_volume, project
 from cryoseg_dist.kernels.so3 import euler_to_matrix
+from cryoseg_dist.pipeline import from_star
 
 SIZE, PIXEL, N = 24, 4.0, 600
 OPTICS = {"voltage": 300.0, "spherical_aberration": 2.7, "amplitude_contrast": 0.1}
@@ -136,6 +137,35 @@ def test_a_killed_reconstruction_goes_on(star: Path, tmp_path: Path) -> None:
     assert before.items() <= after.items()
     for name in ("map_unsharpened.mrc", "half1.mrc", "half2.mrc"):
         assert np.array_equal(read_volume(whole / "export" / name)[0], read_volume(killed / "export" / name)[0])
+
+
+def test_a_damaged_partial_sum_is_made_again(star: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["reconstruct", str(star), "--workers", "1", "--set", "reconstruct.folds_per_worker=4"]
+    result = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "calm")])
+    assert result.exit_code == 0, result.output
+    damaged, finish = [], from_star.finish_by_slabs
+
+    def after_damage(session, accumulate, finishing, *rest):
+        if not damaged:
+            sums = finishing.partials
+            region, _ = sums.regions(1)
+            _, path = next(iter(session.project.shards(region)))
+            path.write_bytes(path.read_bytes()[:-7])
+            damaged.append(region)
+        finish(session, accumulate, finishing, *rest)
+
+    monkeypatch.setattr(from_star, "finish_by_slabs", after_damage)
+    result = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "hurt")])
+    assert result.exit_code == 0, result.output
+    assert damaged
+    for name in ("half1.mrc", "half2.mrc", "map.mrc"):
+        a, b = (read_volume(tmp_path / project / "export" / name)[0] for project in ("calm", "hurt"))
+        np.testing.assert_array_equal(a, b)
+    ledger = next((tmp_path / "hurt/ledger").rglob("reconstruct*.jsonl")).read_text().splitlines()
+    assert sum("taken_back" in line for line in ledger) == 1
+    # The sums that served are gone, and nobody misses them.
+    result = CliRunner().invoke(app, ["verify", str(tmp_path / "hurt")])
+    assert result.exit_code == 0, result.output
 
 
 def test_what_is_missing_is_listed_before_any_work(star: Path, tmp_path: Path) -> None:
