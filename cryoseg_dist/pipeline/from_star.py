@@ -198,10 +198,9 @@ def _sum_up(
     lost = {key: vars(item) for mark in marks.values() for key, item in lost_of(mark, units[mark.key])}
     done = {"solver": solver, "set_aside": lost}
     session.project.write_json(f"state/{run}/done.json", done)
-    # The maps are safe: the sums have served, and nobody shall miss them.
+    # The maps are safe: the sums have served. Were the maps lost, they would have to be made again.
     with Ledger(session.project.ledger_path(run)) as ledger:
-        for mark in marks.values():
-            ledger.append(replace(mark, writes=()))
+        ledger.take_back(mark.key for mark in marks.values() if mark.outcome is Outcome.DONE)
     finishing.remove()
     outcomes = Counter(str(mark.outcome) for mark in marks.values())
     session.emit(StageFinished("reconstruct", run, dict(outcomes), time.monotonic() - started))
