@@ -8,14 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cryoseg_dist.schema.optics import Optics
-
-NONE = Optics(1.0, 1.0, 0.0, 0.0).magnification
+from cryoseg_dist.schema.optics import NOT_MAGNIFIED, Optics
 
 
 def is_magnified(groups: Sequence[Optics]) -> bool:
     """Whether some group has a matrix other than the identity."""
-    return any(group.magnification != NONE for group in groups)
+    return any(group.magnification != NOT_MAGNIFIED for group in groups)
 
 
 def matrices(groups: Sequence[Optics]) -> Tensor:
@@ -25,6 +23,9 @@ def matrices(groups: Sequence[Optics]) -> Tensor:
 
 def stretch(groups: Sequence[Optics]) -> float:
     """How much farther out the specimen's frequencies may lie than those of the images; at least 1."""
+    if not is_magnified(groups):
+        # Exactly one: on the rim of some boxes lie pixels that rounding would leave out.
+        return 1.0
     return max(1.0, float(torch.linalg.matrix_norm(matrices(groups), ord=2).max()))
 
 
@@ -35,8 +36,3 @@ def of_form(factors: Tensor, matrix: Tensor) -> Tensor:
     form = matrix.mT @ form @ matrix
     first, last = form[:, 0, 0], form[:, 1, 1]
     return torch.stack((0.5 * (first + last), 0.5 * (first - last), form[:, 0, 1]), dim=1)
-
-
-def of_slices(rotations: Tensor, matrix: Tensor) -> Tensor:
-    """Matrices (q, 3, 3) whose first two rows, the axes of a slice, are those of its frequencies at ``M k``, ``M`` (q, 2, 2)."""
-    return torch.cat((matrix.mT @ rotations[:, :2], rotations[:, 2:]), dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cryoseg_dist.kernels.aberrations import antisymmetric_phase, symmetric_phase
 from cryoseg_dist.kernels.ctf import ctf_pixels, phase_factors, wavelength
-from cryoseg_dist.kernels.magnification import is_magnified, matrices, of_form, of_slices
+from cryoseg_dist.kernels.magnification import is_magnified, matrices, of_form
 from cryoseg_dist.schema.optics import Optics
 
 
@@ -93,11 +93,10 @@ class Microscope:
             factors[:, :3] = of_form(factors[:, :3].double(), matrix).float()
         return factors
 
-    def slice_axes(self, rotations: Tensor, columns: Tensor) -> Tensor:
-        """Rotations (n, 3, 3) of images with the magnification of their groups; themselves where there is none."""
-        if self._matrices is None:
-            return rotations
-        return of_slices(rotations, self._matrices[self.group(columns)].to(rotations))
+    def magnify(self, rotations: Tensor, columns: Tensor) -> None:
+        """Put the magnification of their groups, in place, on the axes of slices: the first two rows of rotations (n, 3, 3)."""
+        if self._matrices is not None:
+            rotations[:, :2] = self._matrices[self.group(columns)].to(rotations).mT @ rotations[:, :2]
 
     def envelope(self, columns: Tensor) -> Tensor | None:
         """What scales the transfer functions, ``scale exp(-B k^2 / 4)``, float32, shape (n, p); nothing where nothing does."""

@@ -19,7 +19,7 @@ from cryoseg_dist.pipeline.image_places import find_image
 from cryoseg_dist.pipeline.particles import Particles
 from cryoseg_dist.pipeline.stored_images import places_of
 from cryoseg_dist.schema import columns
-from cryoseg_dist.schema.optics import Optics
+from cryoseg_dist.schema.optics import NOT_MAGNIFIED, Optics
 from cryoseg_dist.schema.work import ImageFile
 
 # Faults of one kind that are spelled out.
@@ -49,7 +49,7 @@ RANGES = {
 # What envelopes can be.
 ENVELOPE_RANGES = {"ctf_scale": (0.0, 1000.0), "ctf_b_factor": (-2000.0, 20000.0)}
 # Anisotropic magnification: entries of the matrix and what means none.
-MAGNIFICATION = {"mag_00": 1.0, "mag_01": 0.0, "mag_10": 0.0, "mag_11": 1.0}
+MAGNIFICATION = dict(zip(("mag_00", "mag_01", "mag_10", "mag_11"), NOT_MAGNIFIED, strict=True))
 # Corrections that RELION applies and that are not applied here, with the value that means none.
 NOT_APPLIED = {
     # Of particles they are applied.

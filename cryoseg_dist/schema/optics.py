@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# The matrix of an image whose magnification is one in all directions.
+NOT_MAGNIFIED = (1.0, 0.0, 0.0, 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Optics:
@@ -32,4 +35,4 @@ class Optics:
     beam_tilt: tuple[float, float] = (0.0, 0.0)
     odd_aberrations: tuple[float, ...] = ()
     even_aberrations: tuple[float, ...] = ()
-    magnification: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 1.0)
+    magnification: tuple[float, float, float, float] = NOT_MAGNIFIED

@@ -209,8 +209,8 @@ class FoldStage:
             pose = torch.from_numpy(poses)
             image, slot = torch.nonzero(pose[..., 11] > 0, as_tuple=True)
             given, flat = torch.from_numpy(columns), pose[image, slot]
-            axes = microscope.slice_axes(flat[:, :9].unflatten(1, (3, 3)), given[image])
-            used = torch.cat((axes.flatten(1), flat[:, 9:]), dim=1).to(ky.device), image.to(ky.device)
+            microscope.magnify(flat[:, :9].unflatten(1, (3, 3)), given[image])
+            used = flat.to(ky.device), image.to(ky.device)
             some = torch.from_numpy(images) if staging is None else staging.upload(images)
             if self.ewald is EwaldSphere.FLAT:
                 yield *weigh(some, microscope, given, inverse_noise, ky, kx, next(spare)), 0.0, *used

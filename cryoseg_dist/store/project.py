@@ -68,6 +68,11 @@ def shards_of(region: Region, shards: tuple[int, ...], shape: tuple[int, ...]) -
     ]
 
 
+def _shard_extent(array: Any) -> tuple[int, ...]:
+    """What is written at once: a shard, or a chunk where each is a file of its own."""
+    return tuple(array.shards or array.chunks)
+
+
 def nothing(dtype: str) -> float:
     """The value of samples that nobody wrote: one that no result holds, for a shard full of it gets no file."""
     found = np.dtype(dtype)
@@ -204,7 +209,7 @@ class Project:
             )
         if self.exists(spec.name):
             held = self._array(spec.name)
-            found = (held.shape, str(held.dtype), held.chunks, held.shards or held.chunks)
+            found = (held.shape, str(held.dtype), held.chunks, _shard_extent(held))
             wanted = (spec.shape, str(np.dtype(spec.dtype)), spec.chunks, spec.shards)
             if found != wanted:
                 raise StoreError(
@@ -281,7 +286,7 @@ class Project:
             tuple(array.metadata.dimension_names),
             str(array.dtype),
             tuple(array.chunks),
-            tuple(array.shards or array.chunks),
+            _shard_extent(array),
             attributes.pop("unit", ""),
             attributes.pop("doc", ""),
             attributes,
@@ -324,7 +329,7 @@ class Project:
     def shards(self, region: Region) -> list[tuple[Region, Path]]:
         """The shards that a region touches, each with its file (at a URL: its key), which need not exist."""
         array = self._array(region.array)
-        extent = array.shards or array.chunks
+        extent = _shard_extent(array)
         top = Path() if is_url(self.location) else Path(self.location)
         folder = top / region.array / "c"
         return [
@@ -356,7 +361,7 @@ class Project:
 
     def _damaged(self, region: Region, array: Any, fault: Exception) -> DamagedDataError:
         """Which shard of a region cannot be decoded."""
-        shards = shards_of(region, array.shards or array.chunks, array.shape)
+        shards = shards_of(region, _shard_extent(array), array.shape)
         for shard in shards:
             try:
                 array[_selection(shard)]
@@ -379,7 +384,7 @@ class Project:
         if values.shape != region.shape:
             raise StoreError(f"{region.array}: expected values of shape {region.shape}, got {values.shape}.")
         _check_inside(region, array.shape)
-        shards = array.shards or array.chunks
+        shards = _shard_extent(array)
         for axis, (a, b, s, n) in enumerate(zip(region.start, region.stop, shards, array.shape, strict=True)):
             if a % s or (b % s and b != n):
                 raise StoreError(

@@ -21,11 +21,16 @@ from cryoseg_dist.kernels.microscope import Microscope
 from cryoseg_dist.kernels.slices import disc_pixels
 from cryoseg_dist.kernels.so3 import euler_to_matrix
 from cryoseg_dist.schema.optics import Optics
-from tests.integration.test_optics_groups import PIXEL, SIZE, N, likeness, ours, relions
+from tests.integration.test_optics_groups import PIXEL, SIZE, N, likeness, optics_table, ours, relions
 
 MATRIX = np.array([[1.06, 0.03], [-0.01, 0.95]])
 BLOBS = ((5, 0, 0, 1.0), (-3, 4, 0, 1.5), (0, -2, 5, 2.0), (0, 3, -4, 0.8), (-4, -4, -3, 1.2))
 VOLTAGE, CS, AMPLITUDE = 300.0, 2.7, 0.1
+
+
+def optics_of(matrix: np.ndarray) -> Optics:
+    a, b, c, d = matrix.flatten().tolist()
+    return Optics(PIXEL, VOLTAGE, CS, AMPLITUDE, magnification=(a, b, c, d))
 
 
 def phase(k: np.ndarray, row: pd.Series) -> np.ndarray:
@@ -42,7 +47,7 @@ def table_of(rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "image_name": [f"{i:06d}@stack.mrcs" for i in range(1, N + 1)],
-            "optics_group": 1,
+            "optics_group": 3,
             "defocus_u": u,
             "defocus_v": u - 800.0,
             "defocus_angle": rng.uniform(0, 180, N),
@@ -73,19 +78,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def star(folder: Path, matrix: np.ndarray) -> Path:
     """The particles with that matrix in their optics table."""
-    optics = {
-        "optics_group_name": "opticsGroup1",
-        "optics_group": 1,
-        "voltage": VOLTAGE,
-        "spherical_aberration": CS,
-        "amplitude_contrast": AMPLITUDE,
-        "pixel_size": PIXEL,
-        "image_size": SIZE,
-        "image_dimensionality": 2,
-        **{f"mag_{i}{j}": matrix[i, j] for i in (0, 1) for j in (0, 1)},
-    }
+    optics = optics_table((optics_of(matrix),))
     path = folder / "particles.star"
-    write_star(path, {"optics": pd.DataFrame([optics]), "particles": table_of(np.random.default_rng(0))})
+    write_star(path, {"optics": optics, "particles": table_of(np.random.default_rng(0))})
     return path
 
 
@@ -101,7 +96,7 @@ def test_slices_and_ctf_are_taken_where_they_lie(
 
 
 def test_the_transfer_function_is_that_of_magnified_frequencies() -> None:
-    optics = Optics(PIXEL, VOLTAGE, CS, AMPLITUDE, magnification=tuple(MATRIX.flatten()))
+    optics = optics_of(MATRIX)
     row = pd.Series({"defocus_u": 15000.0, "defocus_v": 14000.0, "defocus_angle": 30.0})
     ky, kx = disc_pixels(SIZE, SIZE / 2)
     got = Microscope(optics, SIZE, ky, kx).ctf(torch.tensor([[15000.0, 14000.0, 30.0, 0.0]]))[0]

@@ -58,6 +58,7 @@ def optics_table(groups: tuple[Optics, ...]) -> pd.DataFrame:
                 "beam_tilt_y": g.beam_tilt[1],
                 "odd_zernike": numbers(g.odd_aberrations or (0.0,)),
                 "even_zernike": numbers(g.even_aberrations or (0.0,)),
+                **dict(zip(("mag_00", "mag_01", "mag_10", "mag_11"), g.magnification, strict=True)),
             }
             for i, g in enumerate(groups, start=3)
         ]
